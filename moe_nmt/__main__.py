@@ -1,0 +1,82 @@
+"""The command `moe-nmt`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from moe_nmt.errors import UserError
+
+FAIRSEQ_COMMANDS = {
+    "preprocess": "binarize a corpus (fairseq-preprocess)",
+    "train": "train a model (fairseq-train)",
+    "validate": "loss of a checkpoint on held-out data (fairseq-validate)",
+    "generate": "translate binarized data (fairseq-generate)",
+    "interactive": "translate raw text from standard input (fairseq-interactive)",
+}
+
+
+def run_fairseq(command: str, arguments: list[str]) -> int:
+    """Run one of fairseq's commands in this process, with this package as its `--user-dir`."""
+    import fairseq  # noqa: F401
+
+    import moe_nmt.fairseq_plugin  # noqa: F401
+
+    sys.argv = [f"moe-nmt {command}", "--user-dir", str(Path(__file__).parent), *arguments]
+    importlib.import_module(f"fairseq_cli.{command}").cli_main()
+    return 0
+
+
+def methods(arguments: argparse.Namespace) -> int:
+    """Print every registered part."""
+    from moe_nmt.methods import methods_table
+
+    print(methods_table())
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Print what a checkpoint, or a named architecture, is made of."""
+    from moe_nmt.fairseq_plugin.inspection import describe
+
+    print(describe(arguments.model, arguments.vocabulary))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line. fairseq's commands take fairseq's own options, which are not listed here."""
+    parser = argparse.ArgumentParser(
+        prog="moe-nmt", description="Sparse mixture-of-experts models for multilingual machine translation."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in FAIRSEQ_COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    add = commands.add_parser("methods", help="list every router, expert kind, loss ... and its options")
+    add.set_defaults(run=methods)
+    add = commands.add_parser("inspect", help="parts and parameter counts of a checkpoint or a named architecture")
+    add.add_argument("model", help="a checkpoint file, or the name of an architecture such as transformer_moe_base")
+    add.add_argument(
+        "--vocabulary", type=int, default=256_206, help="vocabulary size of an architecture (default: NLLB's)"
+    )
+    add.set_defaults(run=inspect)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments and arguments[0] in FAIRSEQ_COMMANDS:
+            return run_fairseq(arguments[0], arguments[1:])
+        parsed = build_parser().parse_args(arguments)
+        status: int = parsed.run(parsed)
+        return status
+    except UserError as error:
+        print(f"moe-nmt: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

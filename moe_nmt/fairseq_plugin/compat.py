@@ -1,0 +1,112 @@
+"""What fairseq-fixed 0.12.3.1 needs on today's torch, and how its commands tell a user of a mistake.
+
+fairseq is neither copied nor patched on disk. Everything here happens once, when the plugin is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import pickle
+import sys
+import typing
+import zipfile
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy
+import omegaconf
+import torch
+from fairseq import checkpoint_utils
+
+from moe_nmt.errors import UserError
+
+
+class CheckpointError(UserError):
+    """A checkpoint file that is missing, damaged, or holds what is not safe to load."""
+
+
+def allow_checkpoint_globals() -> None:
+    """Name the harmless types in fairseq's checkpoints to `torch.load`, which since 2.6 refuses all but tensors.
+
+    `weights_only` stays on: a checkpoint whose pickle calls anything else is refused.
+    """
+    torch.serialization.add_safe_globals(
+        [
+            argparse.Namespace,
+            omegaconf.DictConfig,
+            omegaconf.ListConfig,
+            omegaconf.AnyNode,
+            omegaconf.base.ContainerMetadata,
+            omegaconf.base.Metadata,
+            collections.defaultdict,
+            dict,
+            list,
+            int,
+            typing.Any,
+            numpy.dtype,
+            numpy.dtypes.Float64DType,
+            numpy.dtypes.Float32DType,
+            numpy.dtypes.Int64DType,
+            (numpy._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+            numpy._core.multiarray.scalar,
+        ]
+    )
+
+
+def explain_load_failures(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap fairseq's checkpoint loader so that a bad file is one sentence instead of a traceback."""
+
+    @functools.wraps(load)
+    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(path, *args, **kwargs)
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"there is no checkpoint {path}; give the path of a file that training wrote."
+            ) from None
+        except pickle.UnpicklingError as error:
+            culprit = _refused_global(str(error))
+            reason = (
+                f"it would run '{culprit}' while being loaded" if culprit else "it is damaged or no checkpoint at all"
+            )
+            raise CheckpointError(
+                f"the checkpoint {path} is refused because {reason}; use one that fairseq or moe-nmt wrote."
+            ) from None
+        except (EOFError, RuntimeError, zipfile.BadZipFile, KeyError, AttributeError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}); "
+                "it is damaged or cut short: go back to an earlier one."
+            ) from None
+
+    return load_checkpoint_to_cpu
+
+
+def _refused_global(message: str) -> str | None:
+    """The name that torch's `weights_only` unpickler refused, out of its message."""
+    for marker in ("Unsupported global: GLOBAL ", "Unsupported class ", "Trying to load unsupported GLOBAL "):
+        if marker in message:
+            return message.split(marker, 1)[1].split()[0]
+    return None
+
+
+def print_user_errors() -> None:
+    """Make Python end a command with one sentence and status 2 when a `UserError` reaches the top."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, UserError):
+            previous(kind, error, trace)
+            return
+        print(f"moe_nmt: error: {error}", file=sys.stderr, flush=True)
+
+    sys.excepthook = hook
+
+
+def install() -> None:
+    """Do all of the above, once per process."""
+    allow_checkpoint_globals()
+    checkpoint_utils.load_checkpoint_to_cpu = explain_load_failures(checkpoint_utils.load_checkpoint_to_cpu)
+    print_user_errors()

@@ -1,0 +1,135 @@
+"""The criterion `moe_label_smoothed_cross_entropy`: the translation loss plus weighted losses on the routing."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from fairseq import metrics
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+    label_smoothed_nll_loss,
+)
+from torch import Tensor
+
+from moe_nmt.moe import LOSSES, LayerRecord, record_routing, summarize
+from moe_nmt.registry import parse_list
+from moe_nmt.schedules import at_step
+
+
+@dataclass
+class MoELabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    """The options of the criterion."""
+
+    moe_losses: str = field(
+        default="[load_balancing(weight=0.01)]",
+        metadata={
+            "help": "list of losses on the routing, for example [load_balancing(weight=0.01), z_loss(weight=0.001)]"
+        },
+    )
+    moe_log_per_layer: bool = field(
+        default=False, metadata={"help": "log routing statistics of every layer, not only their mean over the layers"}
+    )
+
+
+@register_criterion("moe_label_smoothed_cross_entropy", dataclass=MoELabelSmoothedCrossEntropyCriterionConfig)
+class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Label-smoothed cross entropy + sum over routing losses of weight * loss, per target token.
+
+    Logs, beside fairseq's figures: each routing loss, and entropy, overflow, balance and number of unused experts (see
+    `RoutingSummary`) averaged over layers and batches; in validation the loss of every direction.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        sentence_avg: bool,
+        label_smoothing: float,
+        ignore_prefix_size: int = 0,
+        report_accuracy: bool = False,
+        moe_losses: str = "",
+        moe_log_per_layer: bool = False,
+    ):
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        specs = parse_list(moe_losses)
+        self.routing_losses = {spec.name: LOSSES.build(spec) for spec in specs}
+        self.log_per_layer = moe_log_per_layer
+        self.num_updates = 0
+        self.num_directions = len(getattr(task, "lang_pairs", ()))
+        self.direction_index = task.direction_index() if hasattr(task, "direction_index") else None
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """The number of updates done, for weights that are schedules."""
+        self.num_updates = num_updates
+
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
+        """Returns the loss summed over the batch, the sample size that fairseq divides it by, and what to log."""
+        with record_routing(model) as records:
+            net_output = model(**sample["net_input"])
+        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
+        loss, nll = label_smoothed_nll_loss(lprobs, target, self.eps, ignore_index=self.padding_idx, reduce=False)
+        loss = loss.sum()
+        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        log: dict[str, Any] = {
+            "nll_loss": nll.data.sum(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": sample_size,
+        }
+        if records:
+            routing_losses = self.compute_routing_losses(records)
+            for name, value in routing_losses.items():
+                weight = at_step(self.routing_losses[name].weight, self.num_updates)
+                loss = loss + sample_size * weight * value.to(loss.dtype)
+            log |= self.routing_log(records, routing_losses)
+        if not model.training and self.direction_index is not None:
+            log |= self.direction_log(nll.data, target, sample)
+        if self.report_accuracy:
+            n_correct, total = self.compute_accuracy(model, net_output, sample)
+            log |= {"n_correct": n_correct.data, "total": total.data}
+        log["loss"] = loss.data
+        return loss, sample_size, log
+
+    def compute_routing_losses(self, records: list[LayerRecord]) -> dict[str, Tensor]:
+        """Each routing loss of a batch, by name, unweighted."""
+        return {name: loss([record for _, record in records]) for name, loss in self.routing_losses.items()}
+
+    def routing_log(self, records: list[LayerRecord], routing_losses: dict[str, Tensor]) -> dict[str, Tensor | int]:
+        """Sums over batches, for `reduce_metrics` to divide by `moe_batches`."""
+        log: dict[str, Tensor | int] = {"moe_batches": 1}
+        log |= {f"moe_{name}_loss": value.data for name, value in routing_losses.items()}
+        summaries = {layer: asdict(summarize(record.routing)) for layer, record in records}
+        for name in ("entropy", "overflow", "balance", "unused"):
+            log[f"moe_{name}"] = torch.stack([summary[name] for summary in summaries.values()]).mean()
+            if self.log_per_layer:
+                log |= {f"moe_{name}_{layer}": summary[name] for layer, summary in summaries.items()}
+        return log
+
+    def direction_log(self, nll: Tensor, target: Tensor, sample: dict[str, Any]) -> dict[str, Tensor]:
+        """Negative log-likelihood and number of target tokens of each direction: float [directions] each."""
+        assert self.direction_index is not None
+        batch = sample["target"].shape[0]
+        table = self.direction_index.to(target.device)
+        direction = table[sample["net_input"]["source_language"], sample["net_input"]["target_language"]]
+        real = target.ne(self.padding_idx).view(batch, -1).sum(1)
+        zeros = torch.zeros(self.num_directions, dtype=torch.float32, device=target.device)
+        return {
+            "direction_nll": zeros.index_add(0, direction, nll.view(batch, -1).sum(1).float()),
+            "direction_tokens": zeros.index_add(0, direction, real.float()),
+        }
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """fairseq's metrics and the routing's."""
+        super().reduce_metrics(logging_outputs)
+        batches = sum(log.get("moe_batches", 0) for log in logging_outputs)
+        for key in _routing_keys(logging_outputs):
+            total = sum(log.get(key, 0) for log in logging_outputs)
+            metrics.log_scalar(key, total / batches, batches, round=3)
+
+
+def _routing_keys(logging_outputs: list[dict[str, Any]]) -> Iterator[str]:
+    keys = dict.fromkeys(key for log in logging_outputs for key in log if key.startswith("moe_"))
+    return (key for key in keys if key != "moe_batches")

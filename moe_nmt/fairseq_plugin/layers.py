@@ -1,0 +1,168 @@
+"""Encoder and decoder layers over fairseq's attention, with the feed-forward block handed in.
+
+fairseq's names and shapes rule here: activations are [T, B, D] (positions, sentences, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fairseq.modules import LayerNorm, MultiheadAttention
+from torch import Tensor, nn
+
+from moe_nmt.moe import MoELayer, RoutingContext
+from moe_nmt.moe.feed_forward import FeedForward
+
+
+class RealTokens(NamedTuple):
+    """Which of the T * B places of a batch hold a token, in order of position, then sentence.
+
+    `index`: int64 [N] into the flattened [T, B], or None if there is no padding. `context`: what is known of them.
+    A decoder's earlier positions come first, so that with limited capacity no token is displaced by a later one.
+    """
+
+    index: Tensor | None
+    context: RoutingContext
+
+    @classmethod
+    def of(
+        cls, tokens: Tensor, padding_idx: int, source_language: Tensor | None, target_language: Tensor | None
+    ) -> RealTokens:
+        """Find the tokens of a batch. `tokens`: int64 [B, T]; languages: int64 [B]."""
+        flat = tokens.t().reshape(-1)
+        index = flat.ne(padding_idx).nonzero().squeeze(1)
+
+        def spread(language: Tensor | None) -> Tensor | None:
+            return None if language is None else language[index % tokens.shape[0]]
+
+        context = RoutingContext(flat[index], spread(source_language), spread(target_language))
+        return cls(None if index.numel() == flat.numel() else index, context)
+
+
+class DenseFeedForward(FeedForward):
+    """The dense block of a layer."""
+
+    def forward(self, x: Tensor, real: RealTokens) -> Tensor:
+        return super().forward(x)
+
+
+class MoEFeedForward(nn.Module):
+    """The mixture-of-experts block of a layer: hands over the real tokens only; places of padding get zeros."""
+
+    def __init__(self, moe: MoELayer):
+        super().__init__()
+        self.moe = moe
+
+    def forward(self, x: Tensor, real: RealTokens) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if real.index is None:
+            return self.moe(flat, real.context)[0].view_as(x)
+        y, _ = self.moe(flat[real.index], real.context)
+        return y.new_zeros(flat.shape).index_copy(0, real.index, y).view_as(x)
+
+
+class TransformerLayer(nn.Module):
+    """What encoder and decoder layers share: blocks with residual connection, dropout and layer norm.
+
+    Args:
+        dim: D.
+        dropout: probability, on the outputs of attention.
+        normalize_before: layer norm before each block (pre-norm) instead of after it.
+        feed_forward: `(x [T, B, D], RealTokens) -> [T, B, D]`, with its own dropout.
+    """
+
+    def __init__(self, dim: int, dropout: float, normalize_before: bool, feed_forward: nn.Module):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.normalize_before = normalize_before
+        self.feed_forward = feed_forward
+        self.final_layer_norm = LayerNorm(dim)
+
+    def residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.normalize_before:
+            return x + block(norm(x))
+        return norm(x + block(x))
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention, then the feed-forward block."""
+
+    def __init__(self, dim: int, heads: int, attention_dropout: float, **shared: Any):
+        super().__init__(dim, **shared)
+        self.self_attn = MultiheadAttention(dim, heads, dropout=attention_dropout, self_attention=True)
+        self.self_attn_layer_norm = LayerNorm(dim)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None, real: RealTokens) -> Tensor:
+        """`x`: [T, B, D]. `padding_mask`: bool [B, T], True = padding; None if there is none."""
+
+        def attend(q: Tensor) -> Tensor:
+            return self.dropout(self.self_attn(q, q, q, key_padding_mask=padding_mask, need_weights=False)[0])
+
+        x = self.residual(x, self.self_attn_layer_norm, attend)
+        return self.residual(x, self.final_layer_norm, lambda y: self.feed_forward(y, real))
+
+
+class DecoderLayer(TransformerLayer):
+    """Causal self-attention, attention to the encoder, then the feed-forward block."""
+
+    def __init__(self, dim: int, encoder_dim: int, heads: int, attention_dropout: float, **shared: Any):
+        super().__init__(dim, **shared)
+        self.self_attn = MultiheadAttention(dim, heads, dropout=attention_dropout, self_attention=True)
+        self.self_attn_layer_norm = LayerNorm(dim)
+        self.encoder_attn = MultiheadAttention(
+            dim,
+            heads,
+            kdim=encoder_dim,
+            vdim=encoder_dim,
+            dropout=attention_dropout,
+            encoder_decoder_attention=True,
+        )
+        self.encoder_attn_layer_norm = LayerNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        encoder_out: Tensor,
+        encoder_padding_mask: Tensor | None,
+        incremental_state: dict[str, Any] | None,
+        future_mask: Tensor | None,
+        padding_mask: Tensor | None,
+        real: RealTokens,
+        need_attention: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns [T, B, D] and, if asked for, the attention to the source averaged over heads, [B, T, S].
+
+        `x`: [T, B, D]. `encoder_out`: [S, B, D]. `future_mask`: float [T, T], -inf above the diagonal; None in a
+        decoding step. Padding masks: bool, True = padding; None if there is none.
+        """
+        attention: Tensor | None = None
+
+        def attend_to_self(q: Tensor) -> Tensor:
+            y, _ = self.self_attn(
+                q,
+                q,
+                q,
+                key_padding_mask=padding_mask,
+                incremental_state=incremental_state,
+                need_weights=False,
+                attn_mask=future_mask,
+            )
+            return self.dropout(y)
+
+        def attend_to_source(q: Tensor) -> Tensor:
+            nonlocal attention
+            y, attention = self.encoder_attn(
+                q,
+                encoder_out,
+                encoder_out,
+                key_padding_mask=encoder_padding_mask,
+                incremental_state=incremental_state,
+                static_kv=True,
+                need_weights=need_attention,
+            )
+            return self.dropout(y)
+
+        x = self.residual(x, self.self_attn_layer_norm, attend_to_self)
+        x = self.residual(x, self.encoder_attn_layer_norm, attend_to_source)
+        return self.residual(x, self.final_layer_norm, lambda y: self.feed_forward(y, real)), attention

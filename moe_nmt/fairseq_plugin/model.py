@@ -1,0 +1,343 @@
+"""The model `transformer_moe`: a Transformer with a mixture of experts in every n-th layer."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import (
+    FairseqEncoder,
+    FairseqEncoderDecoderModel,
+    FairseqIncrementalDecoder,
+    register_model,
+    register_model_architecture,
+)
+from fairseq.modules import LayerNorm, PositionalEmbedding
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from moe_nmt.errors import UserError
+from moe_nmt.fairseq_plugin.config import ARCHITECTURES, TransformerMoEConfig, apply_architecture
+from moe_nmt.fairseq_plugin.layers import DecoderLayer, DenseFeedForward, EncoderLayer, MoEFeedForward, RealTokens
+from moe_nmt.moe import BRANCHES, DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer
+from moe_nmt.registry import parse_list
+
+EncoderOut = dict[str, list[Tensor]]
+
+
+def build_feed_forward(config: TransformerMoEConfig, side: str, layer: int) -> nn.Module:
+    """The feed-forward block of layer `layer` (from 0) of the `encoder` or `decoder`: dense, or every n-th a mixture."""
+    own_freq = getattr(config, f"{side}_moe_freq")
+    freq = config.moe_freq if own_freq is None else own_freq
+    supplied: dict[str, Any] = {
+        "dim": getattr(config, f"{side}_embed_dim"),
+        "ffn_dim": getattr(config, f"{side}_ffn_embed_dim"),
+        "activation": config.activation_fn,
+        "dropout": config.dropout,
+        "activation_dropout": config.activation_dropout,
+    }
+    if freq == 0 or (layer + 1) % freq:
+        return DenseFeedForward(**supplied)
+    experts = EXPERTS.build(config.moe_experts, **supplied)
+    supplied |= {"num_experts": experts.num_experts, "causal": side == "decoder"}
+    return MoEFeedForward(
+        MoELayer(
+            ROUTERS.build(config.moe_router, **supplied),
+            experts,
+            DISPATCHERS.build(config.moe_dispatch),
+            [REGULARIZERS.build(spec, **supplied) for spec in parse_list(config.moe_regularizers)],
+            BRANCHES.build(config.moe_branch, **supplied) if config.moe_branch else None,
+        )
+    )
+
+
+def build_embedding(dictionary: Dictionary, dim: int) -> nn.Embedding:
+    """Token embeddings as fairseq draws them: normal, standard deviation dim^-1/2, padding zero."""
+    embedding = nn.Embedding(len(dictionary), dim, dictionary.pad())
+    nn.init.normal_(embedding.weight, std=dim**-0.5)
+    nn.init.zeros_(embedding.weight[dictionary.pad()])
+    return embedding
+
+
+class TokenEmbedding(nn.Module):
+    """Tokens and positions to vectors: [B, T] -> [T, B, D].
+
+    Args:
+        embed_tokens: shared with whoever else uses it.
+        scale: multiply token embeddings by the square root of the width.
+    """
+
+    def __init__(
+        self,
+        embed_tokens: nn.Embedding,
+        max_positions: int,
+        learned: bool,
+        scale: bool,
+        normalize: bool,
+        dropout: float,
+    ):
+        super().__init__()
+        dim = embed_tokens.embedding_dim
+        self.embed_tokens = embed_tokens
+        self.embed_positions = PositionalEmbedding(max_positions, dim, embed_tokens.padding_idx, learned=learned)
+        self.scale = math.sqrt(dim) if scale else 1.0
+        self.layer_norm = LayerNorm(dim) if normalize else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, incremental_state: dict[str, Any] | None = None) -> Tensor:
+        """In a decoding step (`incremental_state` given) only the last position is embedded: [1, B, D]."""
+        positions = self.embed_positions(tokens, incremental_state=incremental_state)
+        if incremental_state is not None:
+            tokens, positions = tokens[:, -1:], positions[:, -1:]
+        x = self.scale * self.embed_tokens(tokens) + positions
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return self.dropout(x).transpose(0, 1)
+
+
+class TransformerMoEEncoder(FairseqEncoder):
+    """The encoder stack."""
+
+    def __init__(self, config: TransformerMoEConfig, dictionary: Dictionary, embed: nn.Embedding, max_positions: int):
+        super().__init__(dictionary)
+        self.padding_idx = dictionary.pad()
+        self.max_source_positions = max_positions
+        self.checkpoint_activations = config.checkpoint_activations
+        self.embedding = TokenEmbedding(
+            embed,
+            max_positions,
+            config.encoder_learned_pos,
+            not config.no_scale_embedding,
+            config.layernorm_embedding,
+            config.dropout,
+        )
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                config.encoder_embed_dim,
+                config.encoder_attention_heads,
+                config.attention_dropout,
+                dropout=config.dropout,
+                normalize_before=config.encoder_normalize_before,
+                feed_forward=build_feed_forward(config, "encoder", layer),
+            )
+            for layer in range(config.encoder_layers)
+        )
+        self.layer_norm = LayerNorm(config.encoder_embed_dim) if config.encoder_normalize_before else nn.Identity()
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        source_language: Tensor | None = None,
+        target_language: Tensor | None = None,
+        return_all_hiddens: bool = False,
+    ) -> EncoderOut:
+        """`src_tokens`: int64 [B, S]. Languages: int64 [B], index into the language list; None if not known.
+
+        Returns fairseq's dictionary of lists (an empty list means None), with the languages beside the states, so that
+        the decoder has them also in beam search.
+        """
+        padding_mask = src_tokens.eq(self.padding_idx)
+        real = RealTokens.of(src_tokens, self.padding_idx, source_language, target_language)
+        attention_mask = None if real.index is None else padding_mask
+        x = self.embedding(src_tokens)
+        states = [x]
+        for layer in self.layers:
+            x = run_layer(self.checkpoint_activations and self.training, layer, x, attention_mask, real)
+            states.append(x)
+        x = self.layer_norm(x)
+        return {
+            "encoder_out": [x],
+            "encoder_padding_mask": [padding_mask],
+            "encoder_embedding": [],
+            "encoder_states": states if return_all_hiddens else [],
+            "src_tokens": [src_tokens],
+            "src_lengths": [src_tokens.ne(self.padding_idx).sum(1, keepdim=True, dtype=torch.int32)],
+            "source_language": [] if source_language is None else [source_language],
+            "target_language": [] if target_language is None else [target_language],
+        }
+
+    def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
+        """Follow the beam: sentence `new_order[i]` comes to place i."""
+        time_first = ("encoder_out", "encoder_states")
+        return {
+            name: [value.index_select(1 if name in time_first else 0, new_order) for value in values]
+            for name, values in encoder_out.items()
+        }
+
+    def max_positions(self) -> int:
+        return self.max_source_positions
+
+
+class TransformerMoEDecoder(FairseqIncrementalDecoder):
+    """The decoder stack."""
+
+    def __init__(self, config: TransformerMoEConfig, dictionary: Dictionary, embed: nn.Embedding, max_positions: int):
+        super().__init__(dictionary)
+        self.padding_idx = dictionary.pad()
+        self.max_target_positions = max_positions
+        self.checkpoint_activations = config.checkpoint_activations
+        self.need_attention = False
+        self.embedding = TokenEmbedding(
+            embed,
+            max_positions,
+            config.decoder_learned_pos,
+            not config.no_scale_embedding,
+            config.layernorm_embedding,
+            config.dropout,
+        )
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                config.decoder_embed_dim,
+                config.encoder_embed_dim,
+                config.decoder_attention_heads,
+                config.attention_dropout,
+                dropout=config.dropout,
+                normalize_before=config.decoder_normalize_before,
+                feed_forward=build_feed_forward(config, "decoder", layer),
+            )
+            for layer in range(config.decoder_layers)
+        )
+        self.layer_norm = LayerNorm(config.decoder_embed_dim) if config.decoder_normalize_before else nn.Identity()
+        self.output_projection = nn.Linear(config.decoder_embed_dim, len(dictionary), bias=False)
+        if config.share_decoder_input_output_embed or config.share_all_embeddings:
+            self.output_projection.weight = embed.weight
+        else:
+            nn.init.normal_(self.output_projection.weight, std=config.decoder_embed_dim**-0.5)
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut,
+        incremental_state: dict[str, Any] | None = None,
+        features_only: bool = False,
+        src_lengths: Tensor | None = None,
+        return_all_hiddens: bool = False,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """`prev_output_tokens`: int64 [B, T]; with `incremental_state` only the last position is computed.
+
+        Returns logits [B, T, V] (features [B, T, D] if `features_only`) and fairseq's dictionary of extras.
+        """
+        tokens = prev_output_tokens if incremental_state is None else prev_output_tokens[:, -1:]
+        real = RealTokens.of(tokens, self.padding_idx, *self._languages(encoder_out))
+        x = self.embedding(prev_output_tokens, incremental_state)
+        source = encoder_out["encoder_out"][0]
+        source_mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
+        padding_mask = None if real.index is None else tokens.eq(self.padding_idx)
+        future_mask = None if incremental_state is not None else self._future_mask(x)
+        states, attention = [x], None
+        for number, layer in enumerate(self.layers, start=1):
+            last = number == len(self.layers)
+            x, attention = run_layer(
+                self.checkpoint_activations and self.training,
+                layer,
+                x,
+                source,
+                source_mask,
+                incremental_state,
+                future_mask,
+                padding_mask,
+                real,
+                last and self.need_attention,
+            )
+            states.append(x)
+        x = self.layer_norm(x).transpose(0, 1)
+        extra = {"attn": [attention], "inner_states": states if return_all_hiddens else []}
+        return (x if features_only else self.output_projection(x)), extra
+
+    @staticmethod
+    def _languages(encoder_out: EncoderOut) -> tuple[Tensor | None, Tensor | None]:
+        source, target = encoder_out.get("source_language"), encoder_out.get("target_language")
+        return (source[0] if source else None), (target[0] if target else None)
+
+    @staticmethod
+    def _future_mask(x: Tensor) -> Tensor:
+        """float [T, T] of the dtype of x: -inf above the diagonal, else 0."""
+        return torch.full((x.shape[0], x.shape[0]), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        return self.output_projection(features)
+
+    def make_generation_fast_(self, need_attn: bool = False, **kwargs: Any) -> None:
+        """fairseq calls this before generation; `--print-alignment` asks for the attention weights."""
+        self.need_attention = need_attn
+
+    def max_positions(self) -> int:
+        return self.max_target_positions
+
+
+def run_layer(recompute: bool, layer: nn.Module, *inputs: Any) -> Any:
+    """Run a layer, keeping its activations or recomputing them in the backward pass.
+
+    The non-reentrant form builds the graph in the first forward pass, so that records of the routing made there, and
+    losses computed from them, keep their gradient.
+    """
+    return checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
+
+
+@register_model("transformer_moe")
+class TransformerMoEModel(FairseqEncoderDecoderModel):
+    """A Transformer with a mixture of experts in every n-th layer of encoder and decoder (NLLB Team 2022, section 6)."""
+
+    @staticmethod
+    def add_args(parser: argparse._ActionsContainer) -> None:
+        TransformerMoEConfig.add_arguments(parser)
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace, task: Any) -> TransformerMoEModel:
+        """Build the model of fairseq's namespace for a translation task."""
+        max_positions = getattr(args, "max_source_positions", 1024), getattr(args, "max_target_positions", 1024)
+        config = TransformerMoEConfig.from_args(args)
+        return build_transformer_moe(config, task.source_dictionary, task.target_dictionary, *max_positions)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None,
+        prev_output_tokens: Tensor,
+        source_language: Tensor | None = None,
+        target_language: Tensor | None = None,
+        features_only: bool = False,
+        return_all_hiddens: bool = False,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See the encoder's and the decoder's `forward`."""
+        encoder_out = self.encoder(src_tokens, src_lengths, source_language, target_language, return_all_hiddens)
+        return self.decoder(
+            prev_output_tokens, encoder_out, features_only=features_only, return_all_hiddens=return_all_hiddens
+        )
+
+
+def build_transformer_moe(
+    config: TransformerMoEConfig,
+    source_dictionary: Dictionary,
+    target_dictionary: Dictionary,
+    max_source_positions: int = 1024,
+    max_target_positions: int = 1024,
+) -> TransformerMoEModel:
+    """Build the model, on the meta device too.
+
+    Raises:
+        UserError: if all embeddings are to be shared by two different dictionaries, or a part cannot be built.
+    """
+    if config.share_all_embeddings and source_dictionary != target_dictionary:
+        raise UserError(
+            "--share-all-embeddings needs one dictionary; binarize with it or add --share-all-embeddings False."
+        )
+    source_embedding = build_embedding(source_dictionary, config.encoder_embed_dim)
+    target_embedding = (
+        source_embedding
+        if config.share_all_embeddings
+        else build_embedding(target_dictionary, config.decoder_embed_dim)
+    )
+    return TransformerMoEModel(
+        TransformerMoEEncoder(config, source_dictionary, source_embedding, max_source_positions),
+        TransformerMoEDecoder(config, target_dictionary, target_embedding, max_target_positions),
+    )
+
+
+for _name in ARCHITECTURES:
+    register_model_architecture("transformer_moe", _name)(functools.partial(apply_architecture, name=_name))

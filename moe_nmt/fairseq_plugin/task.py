@@ -1,0 +1,155 @@
+"""The task `multilingual_translation_moe`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import metrics, utils
+from fairseq.data import FairseqDataset
+from fairseq.tasks import register_task
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
+from torch import Tensor
+
+from moe_nmt.errors import UserError
+from moe_nmt.fairseq_plugin.dataset import DirectionDataManager, DirectionDataset
+from moe_nmt.registry import nearest
+
+
+@register_task("multilingual_translation_moe")
+class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
+    """fairseq's `translation_multi_simple_epoch` (language tags, temperature sampling) for sparse models.
+
+    Batches carry the languages of their sentences, validation reports every direction, and mistakes in languages,
+    directions or data are found before training starts.
+    """
+
+    @classmethod
+    def setup_task(cls, args: argparse.Namespace, **kwargs: Any) -> MultilingualTranslationMoETask:
+        """Raises:
+        UserError: for an unknown language, a malformed direction, a direction without data, or missing dictionaries.
+        """
+        check_arguments(args)
+        return super().setup_task(args, **kwargs)
+
+    def __init__(self, args: argparse.Namespace, langs: list[str], dicts: dict[str, Any], training: bool):
+        super().__init__(args, langs, dicts, training)
+        self.data_manager = DirectionDataManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """Load a split once; only sharded training data is loaded again.
+
+        Raises:
+            UserError: if a direction has no data in this split.
+        """
+        if split in self.datasets and not self.has_sharded_data(split):
+            return
+        check_data(self.args.data, split, self.lang_pairs)
+        super().load_dataset(split, epoch, combine, **kwargs)
+
+    def build_dataset_for_inference(
+        self, src_tokens: list[Tensor], src_lengths: list[int], constraints: Any = None
+    ) -> FairseqDataset:
+        dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
+        languages = (self.langs.index(lang) for lang in (self.args.source_lang, self.args.target_lang))
+        return DirectionDataset(dataset, *languages)
+
+    def train_step(
+        self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
+    ) -> Any:
+        criterion.set_num_updates(update_num)
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def direction_index(self) -> Tensor:
+        """int64 [L, L]: the place of direction (source language, target language) in `lang_pairs`, -1 if not there."""
+        table = torch.full((len(self.langs), len(self.langs)), -1)
+        for index, pair in enumerate(self.lang_pairs):
+            source, target = pair.split("-")
+            table[self.langs.index(source), self.langs.index(target)] = index
+        return table
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """fairseq's metrics, and loss and perplexity of every direction where the criterion reports them."""
+        super().reduce_metrics(logging_outputs, criterion)
+        by_direction = [log for log in logging_outputs if "direction_nll" in log]
+        if by_direction:
+            nll = sum(log["direction_nll"] for log in by_direction).tolist()
+            tokens = sum(log["direction_tokens"] for log in by_direction).tolist()
+            for pair, pair_nll, pair_tokens in zip(self.lang_pairs, nll, tokens, strict=True):
+                if pair_tokens:
+                    log_direction(pair, pair_nll / pair_tokens / math.log(2), pair_tokens)
+
+
+def log_direction(pair: str, nll_loss: float, tokens: float) -> None:
+    """Log loss (in bits per token, like fairseq's `nll_loss`) and perplexity of one direction."""
+    metrics.log_scalar(f"nll_loss_{pair}", nll_loss, tokens, priority=1000, round=3)
+    metrics.log_derived(
+        f"ppl_{pair}", lambda meters: utils.get_perplexity(meters[f"nll_loss_{pair}"].avg), priority=1001
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise a `UserError` for the first mistake in languages and directions."""
+    if args.lang_tok_replacing_bos_eos:
+        raise UserError(
+            "--lang-tok-replacing-bos-eos is not supported by multilingual_translation_moe; "
+            "use --encoder-langtok and --decoder-langtok."
+        )
+    if not args.lang_pairs:
+        raise UserError(
+            "--lang-pairs is missing: give the directions, as in --lang-pairs eng-deu,deu-eng, or a file of them."
+        )
+    pairs = args.lang_pairs.split(",") if isinstance(args.lang_pairs, str) else list(args.lang_pairs)
+    if args.source_lang or args.target_lang:
+        pairs = [f"{args.source_lang}-{args.target_lang}"]
+    languages = _languages(args, pairs)
+    for pair in pairs:
+        if pair.count("-") != 1:
+            raise UserError(f"'{pair}' is not a direction: write it as source-target, for example eng-deu.")
+        for language in pair.split("-"):
+            if language not in languages:
+                known = ", ".join(languages)
+                raise UserError(
+                    f"no language is called '{language}' (in direction {pair}); {nearest(language, languages)}Known: {known}."
+                )
+    check_dictionaries(args, pairs)
+
+
+def _languages(args: argparse.Namespace, pairs: list[str]) -> list[str]:
+    if args.lang_dict:
+        if not Path(args.lang_dict).is_file():
+            raise UserError(
+                f"--lang-dict {args.lang_dict} does not exist; it is a file with one language code per line."
+            )
+        return Path(args.lang_dict).read_text(encoding="utf-8").split()
+    return list(args.langs or sorted({language for pair in pairs for language in pair.split("-")}))
+
+
+def check_dictionaries(args: argparse.Namespace, pairs: list[str]) -> None:
+    """Raise a `UserError` if the folder of binarized data, or a dictionary in it, is missing."""
+    folder = Path(utils.split_paths(args.data)[0])
+    if not folder.is_dir():
+        raise UserError(f"the data folder {folder} does not exist; make it with fairseq-preprocess.")
+    if args.source_dict or args.target_dict or args.fixed_dictionary:
+        return
+    for language in sorted({language for pair in pairs for language in pair.split("-")}):
+        if not (folder / f"dict.{language}.txt").is_file():
+            raise UserError(
+                f"{folder} has no dict.{language}.txt; binarize the language '{language}' with fairseq-preprocess."
+            )
+
+
+def check_data(data: str, split: str, pairs: list[str]) -> None:
+    """Raise a `UserError` if a direction has no binarized data of this split in any shard."""
+    folders = [Path(path) for path in utils.split_paths(data)]
+    for pair in pairs:
+        source, target = pair.split("-")
+        names = (f"{split}.{a}-{b}.{source}.idx" for a, b in ((source, target), (target, source)))
+        if not any((folder / name).is_file() for name in names for folder in folders):
+            raise UserError(
+                f"the direction {pair} has no {split} data in {data}; "
+                f"binarize it with fairseq-preprocess or take it out of --lang-pairs."
+            )

@@ -1,0 +1,68 @@
+"""Experts that are feed-forward networks.
+
+Shape letters: A assignments, E experts, D model width, F inner width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from moe_nmt.errors import UserError
+from moe_nmt.moe.activations import activation_function
+from moe_nmt.moe.experts import EXPERTS, Experts
+from moe_nmt.moe.grouped_linear import grouped_linear
+
+
+@EXPERTS.register("ffn", paper="Shazeer et al. 2017; Lepikhin et al. 2021 (GShard)")
+class FFNExperts(Experts):
+    """Two-layer feed-forward networks, `activation(x W1 + b1) W2 + b2`, with the weights of all experts stacked.
+
+    Args:
+        dim: D.
+        ffn_dim: F, unless `inner_dim` says otherwise.
+        activation: a name of `activation_function`.
+        dropout: probability, on the experts' outputs, element by element.
+        activation_dropout: probability, after the activation.
+        count: E.
+        inner_dim: F, where it shall differ from that of the dense feed-forward blocks.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        *,
+        count: int,
+        inner_dim: int | None = None,
+    ):
+        super().__init__()
+        if count < 1 or (inner_dim is not None and inner_dim < 1):
+            raise UserError("count and inner_dim must be at least 1.")
+        inner_dim = inner_dim or ffn_dim
+        self.num_experts = count
+        self.activation = activation_function(activation)
+        self.dropout, self.activation_dropout = nn.Dropout(dropout), nn.Dropout(activation_dropout)
+        self.weight1_EDF = nn.Parameter(torch.empty(count, dim, inner_dim))
+        self.bias1_EF = nn.Parameter(torch.empty(count, inner_dim))
+        self.weight2_EFD = nn.Parameter(torch.empty(count, inner_dim, dim))
+        self.bias2_ED = nn.Parameter(torch.empty(count, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every expert like `nn.Linear` draws its own: uniform within 1 / sqrt(fan in)."""
+        for weight, bias in ((self.weight1_EDF, self.bias1_EF), (self.weight2_EFD, self.bias2_ED)):
+            bound = 1 / math.sqrt(weight.shape[1])
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+
+    def forward(self, x_AD: Tensor, count_E: Tensor) -> Tensor:
+        h_AF = self.activation(grouped_linear(x_AD, self.weight1_EDF, self.bias1_EF, count_E))
+        y_AD = grouped_linear(self.activation_dropout(h_AF), self.weight2_EFD, self.bias2_ED, count_E)
+        dropped_AD: Tensor = self.dropout(y_AD)
+        return dropped_AD
