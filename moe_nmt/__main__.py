@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from pathlib import Path
 
 from moe_nmt.errors import UserError
+from moe_nmt.evaluation import cli as score
 
 FAIRSEQ_COMMANDS = {
     "preprocess": "binarize a corpus (fairseq-preprocess)",
@@ -45,6 +47,19 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def routing(arguments: argparse.Namespace) -> int:
+    """Count which experts the tokens of each language go to."""
+    from moe_nmt.evaluation.expert_load import plot_expert_load, write_expert_load
+    from moe_nmt.fairseq_plugin.expert_load import count_expert_load
+
+    load = count_expert_load(arguments.checkpoint, arguments.data, arguments.split, arguments.max_tokens)
+    if arguments.json:
+        write_expert_load(load, arguments.json)
+    if arguments.plot:
+        plot_expert_load(load, arguments.plot)
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line. fairseq's commands take fairseq's own options, which are not listed here."""
     parser = argparse.ArgumentParser(
@@ -53,6 +68,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in FAIRSEQ_COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
+    score.add_arguments(commands.add_parser("score", help="BLEU and chrF++ per direction and resource bucket"))
+    commands.choices["score"].set_defaults(run=score.main)
+    add = commands.add_parser("routing", help="expert load per language of a checkpoint, as JSON and as a plot")
+    add.add_argument("checkpoint", help="a checkpoint file of a transformer_moe")
+    add.add_argument("data", help="folder of binarized data")
+    add.add_argument("--split", default="valid", help="what the load is counted on (default: %(default)s)")
+    add.add_argument("--max-tokens", type=int, default=4000, help="tokens per batch (default: %(default)s)")
+    add.add_argument("--json", type=Path, metavar="FILE", help="write the counts")
+    add.add_argument("--plot", type=Path, metavar="FILE", help="draw the shares as a heat map (.png, .svg or .pdf)")
+    add.set_defaults(run=routing)
     add = commands.add_parser("methods", help="list every router, expert kind, loss ... and its options")
     add.set_defaults(run=methods)
     add = commands.add_parser("inspect", help="parts and parameter counts of a checkpoint or a named architecture")
@@ -70,10 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in FAIRSEQ_COMMANDS:
             return run_fairseq(arguments[0], arguments[1:])
+        logging.disable(logging.INFO)
         parsed = build_parser().parse_args(arguments)
         status: int = parsed.run(parsed)
         return status
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"moe-nmt: error: {error}", file=sys.stderr)
         return 2
 

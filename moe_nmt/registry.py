@@ -14,18 +14,17 @@ list, or again a part. Nothing is ever evaluated.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from moe_nmt.errors import UserError
+from moe_nmt.errors import UserError, nearest
 
 PartT = TypeVar("PartT")
 
@@ -92,9 +91,7 @@ def _convert(node: ast.expr, text: str) -> Any:
             raise RegistryError(f"'{text}' is malformed: a number in it is too large.")
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()) as number) if (
-            number.value is not True
-        ):
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() as number) if type(number.value) in (int, float):
             return -_convert(number, text)
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_convert(item, text) for item in items]
@@ -110,14 +107,9 @@ def _convert(node: ast.expr, text: str) -> Any:
                 f"'{text}' is malformed: every option of '{name}' needs its name, as in {name}(option=value)."
             )
     raise RegistryError(
-        f"'{text}' is malformed: '{ast.unparse(node)}' is neither a number, a word, a list nor a part name(option=value)."
+        f"'{text}' is malformed: '{ast.unparse(node)}' is neither a number, a word, a list nor a part "
+        "name(option=value)."
     )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'? ` for the known word nearest to a misspelt one, or nothing if none is near."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean '{matches[0]}'? " if matches else ""
 
 
 @dataclass(frozen=True)
@@ -230,7 +222,7 @@ class Registry(Generic[PartT]):
 
 
 def _coerce(value: Any, hint: Any, what: str) -> Any:
-    """Check a parsed value against a type hint and convert it: int to float, bare words to strings, parts to objects."""
+    """Check a parsed value against a type hint and convert it: int to float, words to strings, parts to objects."""
     converted = _converted(value, hint)
     if converted is not _MISMATCH:
         return converted

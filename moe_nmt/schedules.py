@@ -49,7 +49,7 @@ class Constant(Schedule):
 
 @SCHEDULES.register("linear")
 class Linear(Schedule):
-    """From `start` to `end` along a line over `steps` steps, beginning after `delay` steps; constant before and after."""
+    """From `start` to `end` along a line over `steps` steps, beginning after `delay` steps; constant elsewhere."""
 
     def __init__(self, *, start: float, end: float, steps: int, delay: int = 0):
         _check_steps(steps)

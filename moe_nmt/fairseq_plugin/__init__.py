@@ -1,7 +1,5 @@
 """The only folder that imports fairseq: it registers the task, the model and the criterion, and holds no algorithm."""
 
-from moe_nmt.fairseq_plugin import compat
+from moe_nmt.fairseq_plugin import compat, criterion, model, task  # noqa: F401
 
 compat.install()
-
-from moe_nmt.fairseq_plugin import criterion, model, task  # noqa: F401

@@ -11,6 +11,7 @@ import functools
 import pickle
 import sys
 import typing
+import warnings
 import zipfile
 from collections.abc import Callable
 from types import TracebackType
@@ -54,6 +55,13 @@ def allow_checkpoint_globals() -> None:
             numpy._core.multiarray.scalar,
         ]
     )
+
+
+def mend_precision_flags(args: argparse.Namespace) -> None:
+    """Make `--bf16` mean bfloat16 on any device (fairseq takes it for a TPU), and `--fp16` work without a GPU."""
+    args.tpu = False
+    if getattr(args, "cpu", False) or not torch.cuda.is_available():
+        args.fp16_no_flatten_grads = True
 
 
 def explain_load_failures(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,8 +109,20 @@ def print_user_errors() -> None:
             previous(kind, error, trace)
             return
         print(f"moe_nmt: error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2)
 
     sys.excepthook = hook
+
+
+def silence_known_warnings() -> None:
+    """Hide what torch says at every run of fairseq's own code and no user can change."""
+    for message in (
+        r"`torch.cuda.amp.autocast\(args...\)` is deprecated",
+        r"`torch.cuda.amp.GradScaler\(args...\)` is deprecated",
+        r"'pin_memory' argument is set as true but no accelerator is found",
+        r"Support for mismatched key_padding_mask and attn_mask is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def install() -> None:
@@ -110,3 +130,4 @@ def install() -> None:
     allow_checkpoint_globals()
     checkpoint_utils.load_checkpoint_to_cpu = explain_load_failures(checkpoint_utils.load_checkpoint_to_cpu)
     print_user_errors()
+    silence_known_warnings()

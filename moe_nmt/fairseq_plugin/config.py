@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from moe_nmt.errors import UserError
+from moe_nmt.fairseq_plugin.compat import mend_precision_flags
 from moe_nmt.moe.activations import ACTIVATIONS
 
 
@@ -16,7 +17,7 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass
 class TransformerMoEConfig:
-    """The options of a `transformer_moe`; each is a flag of fairseq's commands, `encoder_layers` being `--encoder-layers`."""
+    """The options of a `transformer_moe`, each a flag of fairseq's commands: `encoder_layers` is `--encoder-layers`."""
 
     encoder_embed_dim: int = _option(512, "model width of the encoder")
     encoder_ffn_embed_dim: int = _option(2048, "inner width of the encoder's feed-forward networks and experts")
@@ -90,8 +91,8 @@ class TransformerMoEConfig:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 (no experts) or a layer interval, not negative.")
         if self.share_all_embeddings and self.encoder_embed_dim != self.decoder_embed_dim:
             raise UserError(
-                f"--encoder-embed-dim {self.encoder_embed_dim} and --decoder-embed-dim {self.decoder_embed_dim} differ; "
-                "make them equal or add --share-all-embeddings False."
+                f"--encoder-embed-dim {self.encoder_embed_dim} and --decoder-embed-dim {self.decoder_embed_dim} "
+                "differ; make them equal or add --share-all-embeddings False."
             )
 
 
@@ -132,12 +133,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def apply_architecture(args: argparse.Namespace, name: str) -> None:
-    """Fill in what the user did not set: first the named architecture's values, then the options' defaults.
-
-    Also takes back the TPU flag that fairseq sets along with `--bf16`.
-    """
+    """Fill in what the user did not set: first the named architecture's values, then the options' defaults."""
     defaults = {option.name: option.default for option in fields(TransformerMoEConfig)} | ARCHITECTURES[name]
     for option, default in defaults.items():
         if getattr(args, option, None) is None:
             setattr(args, option, default)
-    args.tpu = False
+    mend_precision_flags(args)

@@ -9,11 +9,10 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
-from moe_nmt.errors import UserError
+from moe_nmt.errors import UserError, nearest
 from moe_nmt.fairseq_plugin.config import ARCHITECTURES, TransformerMoEConfig, apply_architecture
 from moe_nmt.fairseq_plugin.model import build_transformer_moe
 from moe_nmt.moe.parameters import count_parameters
-from moe_nmt.registry import nearest
 
 PARTS = (
     "moe_freq",

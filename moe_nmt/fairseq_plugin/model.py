@@ -30,7 +30,7 @@ EncoderOut = dict[str, list[Tensor]]
 
 
 def build_feed_forward(config: TransformerMoEConfig, side: str, layer: int) -> nn.Module:
-    """The feed-forward block of layer `layer` (from 0) of the `encoder` or `decoder`: dense, or every n-th a mixture."""
+    """The feed-forward block of layer `layer` (from 0) of `encoder` or `decoder`: dense, or every n-th a mixture."""
     own_freq = getattr(config, f"{side}_moe_freq")
     freq = config.moe_freq if own_freq is None else own_freq
     supplied: dict[str, Any] = {
@@ -281,7 +281,7 @@ def run_layer(recompute: bool, layer: nn.Module, *inputs: Any) -> Any:
 
 @register_model("transformer_moe")
 class TransformerMoEModel(FairseqEncoderDecoderModel):
-    """A Transformer with a mixture of experts in every n-th layer of encoder and decoder (NLLB Team 2022, section 6)."""
+    """A Transformer with a mixture of experts in every n-th layer (NLLB Team 2022, section 6)."""
 
     @staticmethod
     def add_args(parser: argparse._ActionsContainer) -> None:

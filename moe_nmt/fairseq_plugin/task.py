@@ -14,9 +14,10 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
 
+from moe_nmt.data import Direction, parse_directions
+from moe_nmt.data.directions import unknown
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.dataset import DirectionDataManager, DirectionDataset
-from moe_nmt.registry import nearest
 
 
 @register_task("multilingual_translation_moe")
@@ -37,6 +38,7 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
 
     def __init__(self, args: argparse.Namespace, langs: list[str], dicts: dict[str, Any], training: bool):
         super().__init__(args, langs, dicts, training)
+        self.directions = [Direction.parse(pair) for pair in self.lang_pairs]
         self.data_manager = DirectionDataManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
@@ -47,8 +49,15 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         """
         if split in self.datasets and not self.has_sharded_data(split):
             return
-        check_data(self.args.data, split, self.lang_pairs)
+        check_data(self.args.data, split, self.directions)
         super().load_dataset(split, epoch, combine, **kwargs)
+
+    def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's iterator. Of held-out data every sentence is kept: with `--required-batch-size-multiple` above 1
+        (8 unless set) fairseq drops what is left over for the last batch, from test sets too."""
+        if dataset is not self.datasets.get(getattr(self.args, "train_subset", None)):
+            kwargs["required_batch_size_multiple"] = 1
+        return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def build_dataset_for_inference(
         self, src_tokens: list[Tensor], src_lengths: list[int], constraints: Any = None
@@ -66,9 +75,8 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
     def direction_index(self) -> Tensor:
         """int64 [L, L]: the place of direction (source language, target language) in `lang_pairs`, -1 if not there."""
         table = torch.full((len(self.langs), len(self.langs)), -1)
-        for index, pair in enumerate(self.lang_pairs):
-            source, target = pair.split("-")
-            table[self.langs.index(source), self.langs.index(target)] = index
+        for index, direction in enumerate(self.directions):
+            table[self.langs.index(direction.source), self.langs.index(direction.target)] = index
         return table
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
@@ -102,54 +110,52 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(
             "--lang-pairs is missing: give the directions, as in --lang-pairs eng-deu,deu-eng, or a file of them."
         )
-    pairs = args.lang_pairs.split(",") if isinstance(args.lang_pairs, str) else list(args.lang_pairs)
+    pairs = args.lang_pairs if isinstance(args.lang_pairs, str) else ",".join(args.lang_pairs)
     if args.source_lang or args.target_lang:
-        pairs = [f"{args.source_lang}-{args.target_lang}"]
-    languages = _languages(args, pairs)
-    for pair in pairs:
-        if pair.count("-") != 1:
-            raise UserError(f"'{pair}' is not a direction: write it as source-target, for example eng-deu.")
-        for language in pair.split("-"):
-            if language not in languages:
-                known = ", ".join(languages)
-                raise UserError(
-                    f"no language is called '{language}' (in direction {pair}); {nearest(language, languages)}Known: {known}."
-                )
-    check_dictionaries(args, pairs)
+        pairs = f"{args.source_lang}-{args.target_lang}"
+    directions = parse_directions(pairs)
+    languages = _languages(args, directions)
+    for language in _languages_of(directions):
+        if language not in languages:
+            raise unknown("language", language, languages, "the language list")
+    check_dictionaries(args, directions)
 
 
-def _languages(args: argparse.Namespace, pairs: list[str]) -> list[str]:
+def _languages_of(directions: list[Direction]) -> list[str]:
+    return sorted({language for direction in directions for language in (direction.source, direction.target)})
+
+
+def _languages(args: argparse.Namespace, directions: list[Direction]) -> list[str]:
     if args.lang_dict:
         if not Path(args.lang_dict).is_file():
             raise UserError(
                 f"--lang-dict {args.lang_dict} does not exist; it is a file with one language code per line."
             )
         return Path(args.lang_dict).read_text(encoding="utf-8").split()
-    return list(args.langs or sorted({language for pair in pairs for language in pair.split("-")}))
+    return list(args.langs or _languages_of(directions))
 
 
-def check_dictionaries(args: argparse.Namespace, pairs: list[str]) -> None:
+def check_dictionaries(args: argparse.Namespace, directions: list[Direction]) -> None:
     """Raise a `UserError` if the folder of binarized data, or a dictionary in it, is missing."""
     folder = Path(utils.split_paths(args.data)[0])
     if not folder.is_dir():
         raise UserError(f"the data folder {folder} does not exist; make it with fairseq-preprocess.")
     if args.source_dict or args.target_dict or args.fixed_dictionary:
         return
-    for language in sorted({language for pair in pairs for language in pair.split("-")}):
+    for language in _languages_of(directions):
         if not (folder / f"dict.{language}.txt").is_file():
             raise UserError(
                 f"{folder} has no dict.{language}.txt; binarize the language '{language}' with fairseq-preprocess."
             )
 
 
-def check_data(data: str, split: str, pairs: list[str]) -> None:
+def check_data(data: str, split: str, directions: list[Direction]) -> None:
     """Raise a `UserError` if a direction has no binarized data of this split in any shard."""
     folders = [Path(path) for path in utils.split_paths(data)]
-    for pair in pairs:
-        source, target = pair.split("-")
-        names = (f"{split}.{a}-{b}.{source}.idx" for a, b in ((source, target), (target, source)))
+    for direction in directions:
+        names = [f"{split}.{pair}.{direction.source}.idx" for pair in (direction, direction.reverse)]
         if not any((folder / name).is_file() for name in names for folder in folders):
             raise UserError(
-                f"the direction {pair} has no {split} data in {data}; "
+                f"the direction {direction} has no {split} data in {data}; "
                 f"binarize it with fairseq-preprocess or take it out of --lang-pairs."
             )

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
-from moe_nmt.errors import UserError
-from moe_nmt.registry import nearest
+from moe_nmt.errors import UserError, nearest
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 def grouped_linear(x_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, count_E: Tensor) -> Tensor:
-    """`x W_e + b_e`, where the first `count_E[0]` rows of `x_AI` belong to group 0, the next `count_E[1]` to group 1 ...
+    """`x W_e + b_e`, where the first `count_E[0]` rows of `x_AI` belong to group 0, the next `count_E[1]` to group 1.
 
     On a GPU in half precision this is `torch.nn.functional.grouped_mm`, which does not wait for the counts; elsewhere a
     loop over contiguous slices, which on a CPU is as fast or faster, at every precision. Returns float [A, O].

@@ -46,7 +46,7 @@ class MoELayer(nn.Module):
         self.branch = branch
 
     def forward(self, x_ND: Tensor, context: RoutingContext | None = None) -> tuple[Tensor, MoERecord]:
-        """`x_ND`: float, tokens without padding (N may be 0). Returns the output, shape and dtype of `x_ND`, and the record."""
+        """`x_ND`: float, tokens without padding (N may be 0). Returns the output, like `x_ND`, and the record."""
         context = context or RoutingContext()
         routing = self.router(x_ND, context)
         regularizers = cast(Iterable[Regularizer], self.regularizers)

@@ -109,5 +109,5 @@ class RoutingStatistics:
         return list(self._load)
 
     def load(self, layer: str, side: str) -> Tensor:
-        """int64 [L, E]: assignments of the tokens of each language (of the `source` or `target` side) to each expert."""
+        """int64 [L, E]: assignments of each language's tokens (`source` or `target` side) to each expert."""
         return self._load[layer][side]

@@ -36,15 +36,15 @@ class TopKRouter(Router):
             capacity left. `before_dropping`: those of the k chosen experts. `none` (Switch): the plain probabilities.
             None: `none` at k = 1 (where 1 would leave the gate without a gradient), else `after_dropping`.
         second_expert: whether, in training, the experts after the first are always used (`all`, NLLB), used with
-            probability min(1, 2 * weight) (`random`, GShard), or drawn with Gumbel noise (`sampling`, fairseq's default).
-            In evaluation always `all`.
+            probability min(1, 2 * weight) (`random`, GShard), or drawn with Gumbel noise (`sampling`, fairseq's
+            default). In evaluation always `all`.
         capacity_factor: None is dropless. Otherwise an expert takes as many tokens as `capacity_formula` makes of it.
         eval_capacity_factor: the same in evaluation; None, the default, is dropless.
         capacity_formula: see `expert_capacity`.
         min_capacity: no expert takes fewer.
         priority: who is served first when capacity is short. First choices come before second choices; within them
             `position` goes by the order of the tokens, `probability` by the best probability of the token
-            (batch-prioritised routing, Riquelme et al. 2021). The latter looks at later tokens, so a decoder refuses it.
+            (batch-prioritised routing, Riquelme et al. 2021), which looks at later tokens: a decoder refuses it.
         jitter: in training the router's input is multiplied by uniform noise from [1 - jitter, 1 + jitter].
     """
 
