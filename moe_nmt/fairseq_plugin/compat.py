@@ -71,10 +71,6 @@ def explain_load_failures(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return load(path, *args, **kwargs)
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"there is no checkpoint {path}; give the path of a file that training wrote."
-            ) from None
         except pickle.UnpicklingError as error:
             culprit = _refused_global(str(error))
             reason = (
@@ -85,7 +81,7 @@ def explain_load_failures(load: Callable[..., Any]) -> Callable[..., Any]:
             ) from None
         except (EOFError, RuntimeError, zipfile.BadZipFile, KeyError, AttributeError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}); "
+                f"the checkpoint {path} cannot be read ({type(error).__name__}); "
                 "it is damaged or cut short: go back to an earlier one."
             ) from None
 
@@ -105,13 +101,26 @@ def print_user_errors() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, UserError):
+        sentence = _sentence(error)
+        if sentence is None:
             previous(kind, error, trace)
             return
-        print(f"moe_nmt: error: {error}", file=sys.stderr, flush=True)
+        print(f"moe_nmt: error: {sentence}", file=sys.stderr, flush=True)
         raise SystemExit(2)
 
     sys.excepthook = hook
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What to tell the user of an error, or None if it is not the user's."""
+    if isinstance(error, UserError):
+        return str(error)
+    missing = "Model file not found: "  # fairseq's own, before it comes to loading
+    if isinstance(error, OSError) and str(error).startswith(missing):
+        return (
+            f"there is no checkpoint {str(error).removeprefix(missing)}; give the path of a file that training wrote."
+        )
+    return None
 
 
 def silence_known_warnings() -> None:

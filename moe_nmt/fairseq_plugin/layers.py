@@ -19,7 +19,7 @@ class RealTokens(NamedTuple):
     """Which of the T * B places of a batch hold a token, in order of position, then sentence.
 
     `index`: int64 [N] into the flattened [T, B], or None if there is no padding. `context`: what is known of them.
-    A decoder's earlier positions come first, so that with limited capacity no token is displaced by a later one.
+    A decoder's earlier positions come first, so that at k = 1 limited capacity lets no later token displace an earlier.
     """
 
     index: Tensor | None
