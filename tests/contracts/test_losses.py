@@ -1,0 +1,54 @@
+"""What every routing loss promises.
+
+Shape letters: N tokens, E experts.
+"""
+
+import pytest
+import torch
+
+from moe_nmt.moe import LOSSES, record_routing
+from moe_nmt.schedules import Schedule
+from tests.parts import context, examples, make_layer, tokens
+
+every_loss = pytest.mark.parametrize("spec", list(map(str, examples(LOSSES))))
+
+
+def records_of(layers, count=24, dtype=torch.float32):
+    records = []
+    for layer in layers:
+        with record_routing(layer) as recorded:
+            layer.to(dtype)(tokens(count, dtype=dtype), context(count))
+        records += [record for _, record in recorded]
+    return records
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_loss_is_a_finite_float32_scalar(spec, layers, dtype):
+    value = LOSSES.build(spec)(records_of([make_layer() for _ in range(layers)], dtype=dtype))
+    assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
+
+
+@every_loss
+@pytest.mark.parametrize("router", ["top_k(k=2)", "top_k(k=1, capacity_factor=0.5)"])
+def test_without_tokens_it_is_finite_and_so_are_its_gradients(spec, router):
+    layer = make_layer(router)
+    value = LOSSES.build(spec)(records_of([layer], count=0))
+    assert value.isfinite() and value.dtype == torch.float32
+    value.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+@every_loss
+def test_the_gradient_reaches_every_router(spec):
+    layers = [make_layer(), make_layer("top_k(k=1)")]
+    LOSSES.build(spec)(records_of(layers)).backward()
+    for layer in layers:
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in layer.router.parameters())
+
+
+@every_loss
+def test_the_weight_is_a_number_or_a_schedule(spec):
+    loss = LOSSES.build(spec)
+    assert isinstance(loss.weight, float | Schedule)
