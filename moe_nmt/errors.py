@@ -14,7 +14,12 @@ class UserError(ValueError):
     """
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'? ` for the known word nearest to a misspelt one, or nothing if none is near."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean '{matches[0]}'? " if matches else ""
+def suggest(word: str, known: Iterable[str], label: str = "Known") -> str:
+    """The end of a message on an unknown word: `; did you mean 'x'? Known: x, y.`, or `. Known: x, y.` if none is near.
+
+    At most 40 names are listed.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    listed = ", ".join(known[:40]) + (" …" if len(known) > 40 else "")
+    return (f"; did you mean '{near[0]}'? " if near else ". ") + f"{label}: {listed or 'none'}."

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from moe_nmt.errors import UserError, nearest
+from moe_nmt.errors import UserError, suggest
 
 PartT = TypeVar("PartT")
 
@@ -179,8 +179,7 @@ class Registry(Generic[PartT]):
         """
         entries = self.entries()
         if name not in entries:
-            known = ", ".join(entries) or "none"
-            raise RegistryError(f"no {self.kind} is called '{name}'; {nearest(name, entries)}Known: {known}.")
+            raise RegistryError(f"no {self.kind} is called '{name}'{suggest(name, entries)}")
         return entries[name]
 
     def check(self, spec: Spec | str) -> dict[str, Any]:
@@ -194,11 +193,8 @@ class Registry(Generic[PartT]):
         hints = typing.get_type_hints(entry.part.__init__)
         for option in spec.options:
             if option not in entry.options:
-                known = ", ".join(entry.options) or "none"
-                raise RegistryError(
-                    f"the {self.kind} '{spec.name}' has no option '{option}'; "
-                    f"{nearest(option, entry.options)}Its options: {known}."
-                )
+                hint = suggest(option, entry.options, "Its options")
+                raise RegistryError(f"the {self.kind} '{spec.name}' has no option '{option}'{hint}")
         for option, parameter in entry.options.items():
             if parameter.default is parameter.empty and option not in spec.options:
                 raise RegistryError(

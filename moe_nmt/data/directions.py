@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from moe_nmt.errors import UserError, nearest
+from moe_nmt.errors import UserError, suggest
 
 
 class CorpusError(UserError):
@@ -77,5 +77,4 @@ def check_unique(directions: Iterable[Direction], where: str) -> None:
 
 def unknown(kind: str, name: str, known: Collection[str], where: str) -> CorpusError:
     """The error for a name that is not among the known ones, with the nearest of them."""
-    shown = ", ".join(list(known)[:12]) + (", …" if len(known) > 12 else "")
-    return CorpusError(f"{where} has no {kind} '{name}'; {nearest(name, known)}it has {shown or 'none'}")
+    return CorpusError(f"{where} has no {kind} '{name}'{suggest(name, known)}")

@@ -9,7 +9,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
-from moe_nmt.errors import UserError, nearest
+from moe_nmt.errors import UserError, suggest
 from moe_nmt.fairseq_plugin.config import ARCHITECTURES, TransformerMoEConfig, apply_architecture
 from moe_nmt.fairseq_plugin.model import build_transformer_moe
 from moe_nmt.moe.parameters import count_parameters
@@ -41,10 +41,8 @@ def describe(model: str, vocabulary: int) -> str:
         args = argparse.Namespace()
         apply_architecture(args, model)
     else:
-        raise UserError(
-            f"'{model}' is neither a file nor an architecture; "
-            f"{nearest(model, ARCHITECTURES)}Architectures: {', '.join(ARCHITECTURES)}."
-        )
+        hint = suggest(model, ARCHITECTURES, "Architectures")
+        raise UserError(f"'{model}' is neither a file nor an architecture{hint}")
     return describe_config(TransformerMoEConfig.from_args(args), vocabulary)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
-from moe_nmt.errors import UserError, nearest
+from moe_nmt.errors import UserError, suggest
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -24,7 +24,5 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
         UserError: if there is none.
     """
     if name not in ACTIVATIONS:
-        raise UserError(
-            f"no activation is called '{name}'; {nearest(name, ACTIVATIONS)}Known: {', '.join(ACTIVATIONS)}."
-        )
+        raise UserError(f"no activation is called '{name}'{suggest(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]
