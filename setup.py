@@ -26,7 +26,7 @@ setup(
         "sacrebleu>=2.4,<3",
         "tensorboardX>=2.6,<3",
         "tensorboard>=2.15,<3",
-        "Babel>=2.16,<3",
+        "Babel>=2.18,<3",
         "matplotlib>=3.8,<4",
         "numpy>=1.26,<3",
     ],

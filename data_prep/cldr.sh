@@ -1,6 +1,6 @@
-#!/usr/bin/env bash
-# Write the embedded corpus: bash data_prep/cldr.sh CORPUS [options of `python -m data_prep.cldr`]
-set -euo pipefail
-corpus=$(realpath -m "${1:?usage: bash data_prep/cldr.sh CORPUS [options]; --help lists the options}")
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec python -m data_prep.cldr --output "$corpus" "${@:2}"
+#!/bin/sh
+# Writes the embedded corpus of dates, quantities, names and lists: data_prep/cldr.sh CORPUS; --help tells the options.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python}" -P -m data_prep.cldr "$@"

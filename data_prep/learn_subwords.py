@@ -15,6 +15,10 @@ from moe_nmt.data import Corpus, CorpusError, allot, temperature_shares
 from moe_nmt.data.text import drafting, read_lines
 
 STEP = "learn_subwords"
+SETTINGS = (
+    *("vocab_size", "model_type", "temperature", "sample_lines"),
+    *("character_coverage", "byte_fallback", "normalization", "seed"),
+)
 THREADS = 16  # SentencePiece adds up by thread: a fixed number gives the same vocabulary on every machine.
 
 
@@ -34,6 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--character-coverage", type=float, default=1.0, metavar="SHARE", help="share of the characters to keep"
     )
     parser.add_argument("--byte-fallback", action="store_true", help="spell unknown characters in bytes, never <unk>")
+    parser.add_argument(
+        "--normalization",
+        choices=("identity", "nfkc", "nmt_nfkc"),
+        default="identity",
+        help="SentencePiece's rule; NFKC folds full-width signs, which costs a perfect translation into Chinese or "
+        "Japanese 15 points of chrF++ against text as it is written",
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the sample")
 
 
@@ -55,8 +66,7 @@ def learn_subwords(args: argparse.Namespace) -> None:
 
 
 def _stamp(corpus: Corpus, args: argparse.Namespace) -> Stamp:
-    names = "vocab_size", "model_type", "temperature", "sample_lines", "character_coverage", "byte_fallback", "seed"
-    settings = {name: getattr(args, name) for name in names}
+    settings = {name: value for name, value in vars(args).items() if name in SETTINGS}
     texts = [path for language in corpus.languages for path in training_texts(corpus, language)]
     outputs = corpus.model, corpus.model.with_suffix(".vocab"), corpus.dictionary
     return Stamp.of(corpus, STEP, settings, texts, outputs)
@@ -108,6 +118,7 @@ def learn(corpus: Corpus, lines: Iterator[str], args: argparse.Namespace) -> Non
                 model_type=args.model_type,
                 character_coverage=args.character_coverage,
                 byte_fallback=args.byte_fallback,
+                normalization_rule_name=args.normalization,
                 split_digits=True,
                 num_threads=THREADS,
             )

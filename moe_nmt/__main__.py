@@ -22,12 +22,10 @@ FAIRSEQ_COMMANDS = {
 
 def run_fairseq(command: str, arguments: list[str]) -> int:
     """Run one of fairseq's commands in this process, with this package as its `--user-dir`."""
-    import fairseq  # noqa: F401
-
-    import moe_nmt.fairseq_plugin  # noqa: F401
-
+    module = importlib.import_module(f"fairseq_cli.{command}")  # first, because it sets up the logging
+    importlib.import_module("moe_nmt.fairseq_plugin")
     sys.argv = [f"moe-nmt {command}", "--user-dir", str(Path(__file__).parent), *arguments]
-    importlib.import_module(f"fairseq_cli.{command}").cli_main()
+    module.cli_main()
     return 0
 
 

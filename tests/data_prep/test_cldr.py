@@ -180,7 +180,7 @@ def sentences_by_language(folder: Path, split: str) -> dict[str, set[str]]:
 
 
 def test_no_sentence_occurs_twice_in_a_file(folder: Path) -> None:
-    for path in folder.glob("raw/t*.*"):
+    for path in folder.glob("raw/[tv]*.*"):
         assert max(Counter(lines(path)).values()) == 1, path.name
 
 

@@ -1,0 +1,1 @@
+"""The embedded corpus: real multilingual parallel text from the Unicode CLDR."""

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# English to and from German, French and Czech on Multi30k: bash examples/multi30k/run.sh FOLDER [RUN]
+# FOLDER holds train.LANG.txt.gz, val.LANG.txt.gz and test_2016_flickr.LANG.txt.gz for eng_Latn, deu_Latn, fra_Latn and
+# ces_Latn, line-aligned. RUN (default: runs/multi30k) gets everything that is made; a second call goes on from there.
+set -euo pipefail
+folder=$(realpath "${1:?usage: bash examples/multi30k/run.sh FOLDER [RUN]}")
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+run=${2:-runs/multi30k} corpus=${2:-runs/multi30k}/corpus
+source scripts/environment.sh
+
+bash data_prep/import_multiparallel.sh "$folder" "$corpus" --pairs eng_Latn-deu_Latn,eng_Latn-fra_Latn,eng_Latn-ces_Latn \
+    --splits train=train,valid=val,test=test_2016_flickr
+bash data_prep/prepare.sh "$corpus" --vocab-size 6000 --temperature 5 --max-pieces 80
+
+source scripts/recipe.sh
+train "$run" "${UPDATES:-4000}" --arch transformer_moe_tiny --encoder-embed-dim 256 --decoder-embed-dim 256 \
+    --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 --encoder-layers 3 --decoder-layers 3 \
+    --moe-router 'top_k(k=2)' --moe-experts 'ffn(count=8)' --moe-freq 2 --dropout 0.2 \
+    --label-smoothing 0.1 --moe-losses '[load_balancing(weight=0.01)]' \
+    --sampling-method concat --max-tokens 2000 --lr 0.002 --warmup-updates 500
+translate "$run"
+moe-nmt score "$run/translations" --corpus "$corpus" --json "$run/scores.json" --markdown "$run/scores.md"
+moe-nmt routing "$run/checkpoints/checkpoint_best.pt" "$corpus/data-bin" --plot "$run/expert_load.png"
