@@ -42,8 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--normalization",
         choices=("identity", "nfkc", "nmt_nfkc"),
         default="identity",
-        help="SentencePiece's rule; NFKC folds full-width signs, which costs a perfect translation into Chinese or "
-        "Japanese 15 points of chrF++ against text as it is written",
+        help="SentencePiece's rule; NFKC folds full-width signs, so that no translation into Chinese or Japanese can "
+        "equal a reference as it is written",
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the sample")
 

@@ -14,24 +14,11 @@ train() {
     [ ! -f "$run/trained" ] || { echo "train: $run is trained, skipped"; return 0; }
     moe-nmt train "$run/corpus/data-bin" $(device) $(task_flags "$run") --lang-pairs "$(directions "$run" | paste -sd,)" \
         --criterion moe_label_smoothed_cross_entropy --optimizer adam --adam-betas '(0.9, 0.98)' --lr-scheduler inverse_sqrt \
-        --max-update "$updates" --num-workers 1 --log-format simple --log-interval 100 \
+        --max-update "$updates" --num-workers 0 --log-format simple --log-interval 100 \
         --save-interval-updates 500 --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$run/checkpoints" \
-        --tensorboard-logdir "$run/tensorboard" --log-file "$run/train.log" "${@:3}" | show_progress "$updates"
+        --tensorboard-logdir "$run/tensorboard" --log-file "$run/train.log" "${@:3}" |
+        python "$root/scripts/show_progress.py" "$updates"
     touch "$run/trained"
-}
-
-# Of fairseq's log on standard input: how far training is, how long still, loss and perplexity.
-show_progress() {
-    awk -v updates="$1" '
-        function value(name) { return match($0, name "[= ][0-9.]+") ? substr($0, RSTART + length(name) + 1, RLENGTH - length(name) - 1) : "" }
-        /train_inner/ {
-            done = value("num_updates"); wall = value(" wall")
-            printf "train: update %d of %d, about %d:%02d left; ", done, updates, \
-                wall * (updates / done - 1) / 60, (wall * (updates / done - 1)) % 60
-            printf "nll %.2f bits, %d words/s, expert load %.2f (1 is even)\n", value(" nll_loss"), value("wps"), value("moe_balance")
-            fflush()
-        }
-        /valid on/ { printf "train: held-out nll %.2f bits, perplexity %.2f\n", value("nll_loss"), value("ppl"); fflush() }'
 }
 
 # translate RUN: the test set of every direction with fairseq's generate command, by the best checkpoint.
@@ -44,7 +31,8 @@ translate() {
         moe-nmt generate "$run/corpus/data-bin" $(device) $(task_flags "$run") --lang-pairs "$direction" \
             --source-lang "${direction%-*}" --target-lang "${direction#*-}" --path "$run/checkpoints/checkpoint_best.pt" \
             --gen-subset test --beam 4 --max-len-a 2 --max-len-b 20 --max-tokens 4000 --num-workers 0 \
-            --remove-bpe sentencepiece --results-path "$folder.tmp" >"$run/translations/$direction.log" 2>&1
+            --remove-bpe sentencepiece --results-path "$folder.tmp" >"$folder.log" 2>&1 ||
+            { tail -n 5 "$folder.log" >&2; return 1; }
         mv "$folder.tmp" "$folder"
         echo "translate: $direction"
     done

@@ -13,11 +13,10 @@ bash data_prep/import_multiparallel.sh "$folder" "$corpus" --pairs eng_Latn-deu_
 bash data_prep/prepare.sh "$corpus" --vocab-size 6000 --temperature 5 --max-pieces 80
 
 source scripts/recipe.sh
-train "$run" "${UPDATES:-4000}" --arch transformer_moe_tiny --encoder-embed-dim 256 --decoder-embed-dim 256 \
-    --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 --encoder-layers 3 --decoder-layers 3 \
-    --moe-router 'top_k(k=2)' --moe-experts 'ffn(count=8)' --moe-freq 2 --dropout 0.2 \
-    --label-smoothing 0.1 --moe-losses '[load_balancing(weight=0.01)]' \
-    --sampling-method concat --max-tokens 2000 --lr 0.002 --warmup-updates 500
+train "$run" "${UPDATES:-4500}" --arch transformer_moe_tiny --encoder-layers 3 --decoder-layers 3 --moe-freq 3 \
+    --moe-router 'top_k(k=2)' --moe-experts 'ffn(count=8)' --moe-losses '[load_balancing(weight=0.01)]' \
+    --label-smoothing 0.1 --dropout 0.1 --clip-norm 1 --max-tokens 3000 --lr 0.005 --warmup-updates 1000 \
+    --sampling-method concat
 translate "$run"
 moe-nmt score "$run/translations" --corpus "$corpus" --json "$run/scores.json" --markdown "$run/scores.md"
 moe-nmt routing "$run/checkpoints/checkpoint_best.pt" "$corpus/data-bin" --plot "$run/expert_load.png"

@@ -130,6 +130,11 @@ def silence_known_warnings() -> None:
         r"`torch.cuda.amp.GradScaler\(args...\)` is deprecated",
         r"'pin_memory' argument is set as true but no accelerator is found",
         r"Support for mismatched key_padding_mask and attn_mask is deprecated",
+        r"hydra.experimental.\w+\(\) is no longer experimental",
+        r"\s*The version_base parameter is not specified",
+        r"\s*The strict flag in the compose API is deprecated",
+        r"\s*'config' is validated against ConfigStore schema",
+        r"In 'config': Usage of deprecated keyword",
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from fairseq import metrics, utils
-from fairseq.data import FairseqDataset
+from fairseq.data import FairseqDataset, SampledMultiEpochDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
@@ -51,6 +51,8 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
             return
         check_data(self.args.data, split, self.directions)
         super().load_dataset(split, epoch, combine, **kwargs)
+        if isinstance(self.datasets[split], SampledMultiEpochDataset):
+            begin_at_virtual_epoch(self.datasets[split], epoch)
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> Any:
         """fairseq's iterator. Of held-out data every sentence is kept: with `--required-batch-size-multiple` above 1
@@ -89,6 +91,20 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
             for pair, pair_nll, pair_tokens in zip(self.lang_pairs, nll, tokens, strict=True):
                 if pair_tokens:
                     log_direction(pair, pair_nll / pair_tokens / math.log(2), pair_tokens)
+
+
+def begin_at_virtual_epoch(dataset: SampledMultiEpochDataset, epoch: int) -> None:
+    """Give a run that resumes in virtual epoch `epoch` the order of sentences that the unbroken run has there.
+
+    The order is drawn at the first virtual epoch of each pass over the data; fairseq draws it anew when it resumes later
+    in the pass, so that some sentences come twice and others not at all.
+    """
+    first = epoch - (epoch - 1) % dataset.num_virtual_epochs
+    if first != epoch:
+        shard_epoch = dataset.shard_epoch
+        dataset.set_epoch(first)
+        dataset.shard_epoch, dataset.load_next_shard = shard_epoch, False
+        dataset.set_epoch(epoch)
 
 
 def log_direction(pair: str, nll_loss: float, tokens: float) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_nmt.fairseq_plugin import compat
-from tests.fairseq.conftest import must_run
+from tests.fairseq.conftest import ROOT, must_run
 
 
 def translations(output: str) -> dict[int, str]:
@@ -40,6 +40,16 @@ def test_interactive_translates_a_raw_line_like_generate(corpus, trained):
     command = [c for c in command if c not in ("--gen-subset", "test")]
     answer = must_run(command, input=source + "\n").stdout
     assert translations(answer)[0] == translations(generated)[int(number)]
+
+
+@pytest.mark.parametrize("command", [("fairseq-preprocess", "--user-dir", ROOT / "moe_nmt"), ("moe-nmt", "preprocess")])
+def test_preprocess_writes_what_the_data_step_writes(corpus, tmp_path, command):
+    prefixes = [f"--{split}pref={corpus.folder}/encoded/{split}.eng-ell" for split in ("train", "valid", "test")]
+    dictionary = corpus.folder / "subwords/dict.txt"
+    flags = ["--source-lang", "eng", "--target-lang", "ell", "--srcdict", dictionary, "--joined-dictionary"]
+    must_run([*command, *flags, *prefixes, "--destdir", tmp_path])
+    for path in tmp_path.glob("*.eng-ell.*"):
+        assert path.read_bytes() == (corpus.data / path.name).read_bytes()
 
 
 def test_validate_reports_every_direction(corpus, trained):

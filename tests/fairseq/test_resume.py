@@ -55,5 +55,9 @@ def check_resumes_exactly(corpus, tmp_path, *flags: str) -> None:
     assert_equal(final_state(tmp_path / "killed"), final_state(tmp_path / "unbroken"))
 
 
+def test_killed_within_a_virtual_epoch(corpus, tmp_path):
+    check_resumes_exactly(corpus, tmp_path, "--virtual-epoch-size", "700")
+
+
 def test_killed_in_mid_epoch(corpus, tmp_path):
     check_resumes_exactly(corpus, tmp_path, "--moe-regularizers", "[eom(p=linear(start=0.0, end=0.4, steps=60))]")
