@@ -96,8 +96,8 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
 def begin_at_virtual_epoch(dataset: SampledMultiEpochDataset, epoch: int) -> None:
     """Give a run that resumes in virtual epoch `epoch` the order of sentences that the unbroken run has there.
 
-    The order is drawn at the first virtual epoch of each pass over the data; fairseq draws it anew when it resumes later
-    in the pass, so that some sentences come twice and others not at all.
+    The order is drawn at the first virtual epoch of each pass over the data; fairseq draws it anew when it resumes
+    later in the pass, so that some sentences come twice and others not at all.
     """
     first = epoch - (epoch - 1) % dataset.num_virtual_epochs
     if first != epoch:
