@@ -8,9 +8,8 @@ import sys
 
 
 def figure(name: str, line: str) -> float:
-    """A figure of a log line, written `name=1.5` or `name 1.5`; nan if it is not there."""
-    found = re.search(rf"\b{name}[= ]([\d.]+)", line)
-    return float(found[1]) if found else float("nan")
+    """A figure of a log line, written `name=1.5` or `name 1.5`."""
+    return float(re.search(rf"\b{name}[= ]([\d.]+)", line)[1])
 
 
 def describe(line: str, updates: int) -> str | None:
@@ -21,10 +20,10 @@ def describe(line: str, updates: int) -> str | None:
         return None
     done = figure("num_updates", line)
     left = round(figure("wall", line) * (updates / done - 1))
+    load = f", expert load {figure('moe_balance', line):.2f} (1 is even)" if "moe_balance" in line else ""
     return (
         f"update {done:.0f} of {updates}, about {left // 60}:{left % 60:02} left; "
-        f"loss {figure('nll_loss', line):.2f} bits, {figure('wps', line):,.0f} words/s, "
-        f"expert load {figure('moe_balance', line):.2f} (1 is even)"
+        f"loss {figure('nll_loss', line):.2f} bits, {figure('wps', line):,.0f} words/s{load}"
     )
 
 

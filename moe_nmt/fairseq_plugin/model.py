@@ -99,6 +99,27 @@ class TokenEmbedding(nn.Module):
         return self.dropout(x).transpose(0, 1)
 
 
+def embedding_options(config: TransformerMoEConfig, side: str) -> dict[str, Any]:
+    """What a `TokenEmbedding` of the `encoder` or `decoder` takes from the configuration."""
+    return {
+        "learned": getattr(config, f"{side}_learned_pos"),
+        "scale": not config.no_scale_embedding,
+        "normalize": config.layernorm_embedding,
+        "dropout": config.dropout,
+    }
+
+
+def layer_options(config: TransformerMoEConfig, side: str) -> dict[str, Any]:
+    """What every layer of the `encoder` or `decoder` takes from the configuration."""
+    return {
+        "dim": getattr(config, f"{side}_embed_dim"),
+        "heads": getattr(config, f"{side}_attention_heads"),
+        "attention_dropout": config.attention_dropout,
+        "dropout": config.dropout,
+        "normalize_before": getattr(config, f"{side}_normalize_before"),
+    }
+
+
 class TransformerMoEEncoder(FairseqEncoder):
     """The encoder stack."""
 
@@ -107,23 +128,9 @@ class TransformerMoEEncoder(FairseqEncoder):
         self.padding_idx = dictionary.pad()
         self.max_source_positions = max_positions
         self.checkpoint_activations = config.checkpoint_activations
-        self.embedding = TokenEmbedding(
-            embed,
-            max_positions,
-            config.encoder_learned_pos,
-            not config.no_scale_embedding,
-            config.layernorm_embedding,
-            config.dropout,
-        )
+        self.embedding = TokenEmbedding(embed, max_positions, **embedding_options(config, "encoder"))
         self.layers = nn.ModuleList(
-            EncoderLayer(
-                config.encoder_embed_dim,
-                config.encoder_attention_heads,
-                config.attention_dropout,
-                dropout=config.dropout,
-                normalize_before=config.encoder_normalize_before,
-                feed_forward=build_feed_forward(config, "encoder", layer),
-            )
+            EncoderLayer(**layer_options(config, "encoder"), feed_forward=build_feed_forward(config, "encoder", layer))
             for layer in range(config.encoder_layers)
         )
         self.layer_norm = LayerNorm(config.encoder_embed_dim) if config.encoder_normalize_before else nn.Identity()
@@ -182,22 +189,11 @@ class TransformerMoEDecoder(FairseqIncrementalDecoder):
         self.max_target_positions = max_positions
         self.checkpoint_activations = config.checkpoint_activations
         self.need_attention = False
-        self.embedding = TokenEmbedding(
-            embed,
-            max_positions,
-            config.decoder_learned_pos,
-            not config.no_scale_embedding,
-            config.layernorm_embedding,
-            config.dropout,
-        )
+        self.embedding = TokenEmbedding(embed, max_positions, **embedding_options(config, "decoder"))
         self.layers = nn.ModuleList(
             DecoderLayer(
-                config.decoder_embed_dim,
-                config.encoder_embed_dim,
-                config.decoder_attention_heads,
-                config.attention_dropout,
-                dropout=config.dropout,
-                normalize_before=config.decoder_normalize_before,
+                encoder_dim=config.encoder_embed_dim,
+                **layer_options(config, "decoder"),
                 feed_forward=build_feed_forward(config, "decoder", layer),
             )
             for layer in range(config.decoder_layers)

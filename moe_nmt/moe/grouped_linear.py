@@ -19,7 +19,7 @@ def grouped_linear(x_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, count_E: T
     On a GPU in half precision this is `torch.nn.functional.grouped_mm`, which does not wait for the counts; elsewhere a
     loop over contiguous slices, which on a CPU is as fast or faster, at every precision. Returns float [A, O].
     """
-    if x_AI.is_cuda and x_AI.dtype in (torch.bfloat16, torch.float16) and _aligned(weight_EIO):
+    if x_AI.is_cuda and x_AI.dtype == torch.bfloat16 and _aligned(weight_EIO):
         offset_E = torch.cumsum(count_E, 0, dtype=torch.int32)
         group_A = torch.repeat_interleave(count_E, output_size=x_AI.shape[0])
         return functional.grouped_mm(x_AI, weight_EIO, offs=offset_E) + bias_EO[group_A]

@@ -107,6 +107,17 @@ def test_capacity_and_every_kind_of_part_train_together(corpus, tmp_path):
     must_run(corpus.generate_command(tmp_path / "checkpoint_last.pt", "eng-deu", "--max-len-b", "5"))
 
 
+def test_the_model_and_criterion_serve_the_plain_translation_task(corpus, tmp_path):
+    must_run(
+        [
+            *("fairseq-train", corpus.data, "--user-dir", ROOT / "moe_nmt", "--cpu", "--task", "translation"),
+            *("-s", "eng", "-t", "deu", "--arch", "transformer_moe_tiny", "--criterion"),
+            *("moe_label_smoothed_cross_entropy", "--optimizer", "adam", "--lr", "0.001", "--max-update", "2"),
+            *("--max-tokens", "500", "--num-workers", "0", "--save-dir", tmp_path),
+        ]
+    )
+
+
 def test_compat_names_only_harmless_globals():
     compat.allow_checkpoint_globals()
     names = [getattr(g, "__name__", str(g)) for g in torch.serialization.get_safe_globals()]
