@@ -21,6 +21,7 @@ import numpy
 import omegaconf
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
 
 from moe_nmt.errors import UserError
 
@@ -37,6 +38,7 @@ def allow_checkpoint_globals() -> None:
     torch.serialization.add_safe_globals(
         [
             argparse.Namespace,
+            distributed_utils._TensorPlaceholder,  # a broadcast of rank 0's checkpoint
             omegaconf.DictConfig,
             omegaconf.ListConfig,
             omegaconf.AnyNode,

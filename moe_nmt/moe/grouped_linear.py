@@ -16,8 +16,9 @@ from torch.nn import functional
 def grouped_linear(x_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, count_E: Tensor) -> Tensor:
     """`x W_e + b_e`, where the first `count_E[0]` rows of `x_AI` belong to group 0, the next `count_E[1]` to group 1.
 
-    On a GPU in half precision this is `torch.nn.functional.grouped_mm`, which does not wait for the counts; elsewhere a
-    loop over contiguous slices, which on a CPU is as fast or faster, at every precision. Returns float [A, O].
+    In bfloat16 on a GPU this is `torch.nn.functional.grouped_mm`, which does not wait for the counts; elsewhere it is a
+    loop over contiguous slices, at every precision (scripts/bench_grouped_linear.py compares the two). Returns float
+    [A, O].
     """
     if x_AI.is_cuda and x_AI.dtype == torch.bfloat16 and _aligned(weight_EIO):
         offset_E = torch.cumsum(count_E, 0, dtype=torch.int32)

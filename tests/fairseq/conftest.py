@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import moe_nmt.fairseq_plugin  # noqa: F401  (what `torch.load` may read of checkpoints)
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
