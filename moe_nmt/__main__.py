@@ -100,6 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"moe-nmt: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("moe-nmt: interrupted; the same command goes on from the last checkpoint or step.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from torch import Tensor
 
+from moe_nmt.errors import UserError
 from moe_nmt.moe import LOSSES, LayerRecord, record_routing, summarize
 from moe_nmt.registry import parse_list
 from moe_nmt.schedules import at_step
@@ -55,6 +56,8 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         specs = parse_list(moe_losses)
         self.routing_losses = {spec.name: LOSSES.build(spec) for spec in specs}
+        if len(self.routing_losses) < len(specs):
+            raise UserError(f"--moe-losses {moe_losses} has a loss twice; give each once, with its whole weight.")
         self.log_per_layer = moe_log_per_layer
         self.num_updates = 0
         self.num_directions = len(getattr(task, "lang_pairs", ()))

@@ -101,6 +101,7 @@ def test_languages_and_directions(corpus, tmp_path, pairs, words):
         (("--moe-router", "top_k(priority=probability)"), ("decoder", "priority=position")),
         (("--moe-experts", "ffn()"), ("count",)),
         (("--moe-losses", "[load_balance(weight=0.1)]"), ("'load_balance'", "did you mean 'load_balancing'?")),
+        (("--moe-losses", "[z_loss, z_loss(weight=0.1)]"), ("--moe-losses", "twice")),
         (("--moe-regularizers", "eom(p=1.5)"), ("eom", "1.5")),
         (("--moe-freq", "-1"), ("--moe-freq",)),
         (("--encoder-attention-heads", "5"), ("--encoder-attention-heads 5",)),
