@@ -20,6 +20,7 @@ def grouped_linear(x_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, count_E: T
     loop over contiguous slices, at every precision (scripts/bench_grouped_linear.py compares the two). Returns float
     [A, O].
     """
+    x_AI = x_AI.to(weight_EIO.dtype)  # they differ under autocast
     if x_AI.is_cuda and x_AI.dtype == torch.bfloat16 and _aligned(weight_EIO):
         offset_E = torch.cumsum(count_E, 0, dtype=torch.int32)
         group_A = torch.repeat_interleave(count_E, output_size=x_AI.shape[0])

@@ -245,3 +245,13 @@ def test_with_capacity_a_later_position_never_displaces_an_earlier_one(plugin_la
     y_TBD, record = run_padded(plugin_layers, moe, batch((4, 4), 4), torch.tensor([2, 1]))
     assert record.routing.token_A.tolist() == [0, 1, 2, 3]
     assert (y_TBD[:2] != 0).any(-1).all() and not y_TBD[2:].any()
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+def test_half_precision_activations_of_autocast_meet_float32_experts(dispatcher):
+    layer = make_layer(dispatcher=dispatcher)
+    x_ND = tokens(dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y_ND, _ = layer(x_ND)
+    assert y_ND.dtype == torch.bfloat16
+    torch.testing.assert_close(y_ND.float(), layer(x_ND.float())[0], rtol=0.05, atol=0.05)

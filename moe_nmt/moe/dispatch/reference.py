@@ -25,5 +25,6 @@ class ReferenceDispatcher(Dispatcher):
             count_E = torch.zeros(experts.num_experts, dtype=torch.int64, device=x_ND.device)
             count_E[expert] = token_A.numel()
             output_AD = experts(x_ND[token_A], count_E)
-            y_ND = y_ND.index_add(0, token_A, output_AD * weight_A.to(output_AD.dtype)[:, None])
+            weighted_AD = output_AD * weight_A.to(output_AD.dtype)[:, None]
+            y_ND = y_ND.index_add(0, token_A, weighted_AD.to(y_ND.dtype))
         return y_ND

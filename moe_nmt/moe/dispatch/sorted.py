@@ -21,4 +21,5 @@ class SortedDispatcher(Dispatcher):
         token_A = routing.token_A[order_A]
         output_AD = experts(x_ND[token_A], expert_load(routing))
         weighted_AD = output_AD * routing.weight_A[order_A].to(output_AD.dtype)[:, None]
-        return x_ND.new_zeros(x_ND.shape).index_add(0, token_A, weighted_AD)
+        y_ND = weighted_AD.new_zeros(x_ND.shape).index_add(0, token_A, weighted_AD)
+        return y_ND.to(x_ND.dtype)
