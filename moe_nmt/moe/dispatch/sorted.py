@@ -19,7 +19,7 @@ class SortedDispatcher(Dispatcher):
     def __call__(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
         order_A = routing.expert_A.argsort(stable=True)
         token_A = routing.token_A[order_A]
-        output_AD = experts(x_ND[token_A], expert_load(routing))
+        output_AD: Tensor = experts(x_ND[token_A], expert_load(routing))
         weighted_AD = output_AD * routing.weight_A[order_A].to(output_AD.dtype)[:, None]
         y_ND = weighted_AD.new_zeros(x_ND.shape).index_add(0, token_A, weighted_AD)
         return y_ND.to(x_ND.dtype)
