@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments and arguments[0] in FAIRSEQ_COMMANDS:
             return run_fairseq(arguments[0], arguments[1:])
         logging.disable(logging.INFO)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that `moe-nmt methods | head` ends quietly
         parsed = build_parser().parse_args(arguments)
         status: int = parsed.run(parsed)
         return status
