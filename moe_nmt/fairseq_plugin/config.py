@@ -133,7 +133,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def apply_architecture(args: argparse.Namespace, name: str) -> None:
-    """Fill in what the user did not set: first the named architecture's values, then the options' defaults."""
+    """Fill in what the user did not set: first the named architecture's values, then the options' defaults.
+
+    As in fairseq, the decoder's widths follow the encoder's where only those were set.
+    """
+    for width in ("embed_dim", "ffn_embed_dim"):
+        if getattr(args, f"decoder_{width}", None) is None:
+            setattr(args, f"decoder_{width}", getattr(args, f"encoder_{width}", None))
     defaults = {option.name: option.default for option in fields(TransformerMoEConfig)} | ARCHITECTURES[name]
     for option, default in defaults.items():
         if getattr(args, option, None) is None:

@@ -108,6 +108,12 @@ def test_every_architecture_builds(name):
     assert count_parameters(model).expert > 0
 
 
+def test_the_decoder_is_as_wide_as_the_encoder_unless_told_otherwise():
+    args = argparse.Namespace(encoder_embed_dim=96, encoder_ffn_embed_dim=200, decoder_ffn_embed_dim=100)
+    apply_architecture(args, "transformer_moe_tiny")
+    assert (args.decoder_embed_dim, args.decoder_ffn_embed_dim, args.decoder_layers) == (96, 100, 2)
+
+
 @pytest.mark.parametrize(
     ("options", "encoder", "decoder"),
     [
