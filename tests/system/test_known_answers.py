@@ -7,7 +7,7 @@ import pytest
 
 from tests.fairseq.conftest import ROOT, SmallCorpus, must_run
 
-WORDS = [
+WORDS = ["ba", "co", "di", "fu", "ge", "ha", "ji", "ko", "lu", "me", "no", "pa", "qi", "ru", "se", "ta"]
     "ba",
     "co",
     "di",
