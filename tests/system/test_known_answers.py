@@ -8,27 +8,6 @@ import pytest
 from tests.fairseq.conftest import ROOT, SmallCorpus, must_run
 
 WORDS = ["ba", "co", "di", "fu", "ge", "ha", "ji", "ko", "lu", "me", "no", "pa", "qi", "ru", "se", "ta"]
-    "ba",
-    "co",
-    "di",
-    "fu",
-    "ge",
-    "ha",
-    "ji",
-    "ko",
-    "lu",
-    "me",
-    "no",
-    "pa",
-    "qi",
-    "ru",
-    "se",
-    "ta",
-    "vu",
-    "wa",
-    "xi",
-    "yo",
-]
 LANGUAGES = {"copy": lambda words: words, "back": lambda words: words[::-1]}
 
 
