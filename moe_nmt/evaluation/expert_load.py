@@ -56,7 +56,7 @@ def plot_expert_load(load: ExpertLoad, path: Path) -> None:
         axis.set_ylabel(f"{side} language", fontsize=9)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1, decimals=0))
     bar.set_label("share of the language's tokens", fontsize=9)
-    figure.suptitle(f"Expert load per language (even: {1 / experts:.0%})", fontsize=12)
+    figure.suptitle(f"Expert load per language (even: {100 / experts:.3g}%)", fontsize=12)
     draft = path.with_name(f".{path.stem}.tmp{path.suffix}")
     figure.savefig(draft, dpi=150)
     draft.replace(path)

@@ -63,7 +63,11 @@ def describe_config(config: TransformerMoEConfig, vocabulary: int) -> str:
         if getattr(config, name) not in ("", None)
     ]
     numbers = [
-        f"{name} parameters: {value:,} ({value / 1e9:.2f}B)"
+        f"{name} parameters: {value:,} ({_short(value)})"
         for name, value in (("total", counts.total), ("expert", counts.expert), ("active", counts.active))
     ]
     return "\n".join([shape, *parts, *numbers])
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
