@@ -90,5 +90,5 @@ def corpus(tmp_path_factory) -> SmallCorpus:
 def trained(corpus, tmp_path_factory) -> Path:
     """A checkpoint that has learnt enough for its translations to end."""
     folder = tmp_path_factory.mktemp("trained")
-    must_run(corpus.train_command(folder, 300, "--no-epoch-checkpoints", "--disable-validation"))
+    must_run(corpus.train_command(folder, 600, "--no-epoch-checkpoints", "--disable-validation"))
     return folder / "checkpoint_last.pt"

@@ -34,10 +34,15 @@ def test_generation_at_both_ends_of_a_direction_uses_its_language(corpus, traine
 def test_interactive_translates_a_raw_line_like_generate(corpus, trained):
     generated = must_run(corpus.generate_command(trained, "eng-deu")).stdout
     number, source = re.search(r"^S-(\d+)\t__eng__ (.*)$", generated, flags=re.M).groups()
-    flags = ["--bpe", "sentencepiece", "--sentencepiece-model", corpus.folder / "subwords/spm.model"]
-    command = corpus.generate_command(trained, "eng-deu", *flags)
-    command[0] = "fairseq-interactive"
-    command = [c for c in command if c not in ("--gen-subset", "test")]
+    command = corpus.generate_command(trained, "eng-deu")
+    command = ["fairseq-interactive", *(c for c in command[1:] if c not in ("--gen-subset", "test"))]
+    place = command.index("--remove-bpe")
+    command[place : place + 2] = [
+        "--bpe",
+        "sentencepiece",
+        "--sentencepiece-model",
+        corpus.folder / "subwords/spm.model",
+    ]
     answer = must_run(command, input=source + "\n").stdout
     assert translations(answer)[0] == translations(generated)[int(number)]
 
