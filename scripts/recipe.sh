@@ -2,6 +2,9 @@
 # What recipes share; to be sourced after scripts/environment.sh. RUN is a folder that holds RUN/corpus.
 # A step that is done is not done again; training goes on from its last checkpoint.
 
+# Where other jobs share the CPU, torch's threads else wait for one another in busy loops, and training nearly stops.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
+
 device() { python -c 'import torch; print("" if torch.cuda.is_available() else "--cpu")'; }
 directions() { tail -n +2 "$1/corpus/directions.tsv" | cut -f 1; }
 task_flags() {
