@@ -4,8 +4,9 @@
 # ces_Latn, line-aligned. RUN (default: runs/multi30k) gets everything that is made; a second call goes on from there.
 set -euo pipefail
 folder=$(realpath "${1:?usage: bash examples/multi30k/run.sh FOLDER [RUN]}")
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-run=${2:-runs/multi30k} corpus=${2:-runs/multi30k}/corpus
+clone=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../..")
+run=$(realpath -m "${2:-$clone/runs/multi30k}") corpus=$run/corpus
+cd "$clone"
 source scripts/environment.sh
 
 bash data_prep/import_multiparallel.sh "$folder" "$corpus" --pairs eng_Latn-deu_Latn,eng_Latn-fra_Latn,eng_Latn-ces_Latn \
