@@ -13,7 +13,7 @@ from moe_nmt.methods import methods_table
 ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGE_FLOORS = [
-    {"errors"},
+    {"errors", "memory"},
     {"registry", "data"},
     {"schedules", "distributed", "evaluation"},
     {"moe"},
@@ -23,7 +23,7 @@ PACKAGE_FLOORS = [
     {"__main__"},
 ]
 CORE_FLOORS = [
-    {"routing", "activations", "grouped_linear"},
+    {"routing", "activations", "grouped_linear", "kernels"},
     {"feed_forward"},
     {"routers", "experts", "regularizers", "branches", "losses"},
     {"dispatch"},

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT / "moe_nmt", folder / "clone/moe_nmt", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copytree(ROOT / "moe_nmt", folder / "clone/moe_nmt", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("MANIFEST.in", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "clone")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", folder, folder / "clone"], check=True, capture_output=True)
@@ -35,7 +35,8 @@ def python(unpacked: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_the_wheel_holds_every_module_and_nothing_else(unpacked):
     built = {str(path.relative_to(unpacked)) for path in (unpacked / "moe_nmt").rglob("*") if path.is_file()}
     sources = [path for path in (ROOT / "moe_nmt").rglob("*") if path.suffix == ".py" or path.name == "py.typed"]
-    assert built == {str(path.relative_to(ROOT)) for path in sources}
+    compiled = {"moe_nmt/moe/_kernels.so"}
+    assert built == {str(path.relative_to(ROOT)) for path in sources} | compiled
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"moe_nmt"}
 
 
@@ -55,5 +56,7 @@ def test_the_command_works_from_the_wheel(unpacked):
 
 
 def test_the_core_works_from_the_wheel_without_fairseq(unpacked):
-    code = "import sys, moe_nmt.moe as m; print(*m.ROUTERS.entries(), 'fairseq' in sys.modules)"
-    assert python(unpacked, "-c", code).stdout.split() == ["top_k", "False"]
+    code = """import sys
+from moe_nmt.moe import ROUTERS, kernels
+print(*ROUTERS.entries(), kernels.LOADED, "fairseq" in sys.modules)"""
+    assert python(unpacked, "-c", code).stdout.split() == ["top_k", "True", "False"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_nmt.errors import UserError
+from moe_nmt.moe import kernels
 from moe_nmt.moe.activations import activation_function
 from moe_nmt.moe.experts import EXPERTS, Experts
 from moe_nmt.moe.grouped_linear import grouped_linear
@@ -46,7 +47,7 @@ class FFNExperts(Experts):
             raise UserError("count and inner_dim must be at least 1.")
         inner_dim = inner_dim or ffn_dim
         self.num_experts = count
-        self.activation = activation_function(activation)
+        self.activation, self.activation_name = activation_function(activation), activation
         self.dropout, self.activation_dropout = nn.Dropout(dropout), nn.Dropout(activation_dropout)
         self.weight1_EDF = nn.Parameter(torch.empty(count, dim, inner_dim))
         self.bias1_EF = nn.Parameter(torch.empty(count, inner_dim))
@@ -62,7 +63,13 @@ class FFNExperts(Experts):
             nn.init.uniform_(bias, -bound, bound)
 
     def forward(self, x_AD: Tensor, count_E: Tensor) -> Tensor:
-        h_AF = self.activation(grouped_linear(x_AD, self.weight1_EDF, self.bias1_EF, count_E))
-        y_AD = grouped_linear(self.activation_dropout(h_AF), self.weight2_EFD, self.bias2_ED, count_E)
+        layer1 = self.weight1_EDF, self.bias1_EF
+        layer2 = self.weight2_EFD, self.bias2_ED
+        masked = self.training and self.activation_dropout.p > 0
+        if not masked and kernels.usable(x_AD, *layer1, *layer2):
+            y_AD = kernels.expert_ffn(x_AD, *layer1, *layer2, count_E, self.activation_name)
+        else:
+            h_AF = self.activation_dropout(self.activation(grouped_linear(x_AD, *layer1, count_E)))
+            y_AD = grouped_linear(h_AF, *layer2, count_E)
         dropped_AD: Tensor = self.dropout(y_AD)
         return dropped_AD
