@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import logging
 import pickle
 import sys
 import typing
@@ -24,6 +25,10 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 
 from moe_nmt.errors import UserError
+from moe_nmt.memory import keep_freed_memory
+from moe_nmt.moe import kernels
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
@@ -142,8 +147,14 @@ def silence_known_warnings() -> None:
 
 
 def install() -> None:
-    """Do all of the above, once per process."""
+    """Do all of the above, and what makes a process fast, once."""
     allow_checkpoint_globals()
     checkpoint_utils.load_checkpoint_to_cpu = explain_load_failures(checkpoint_utils.load_checkpoint_to_cpu)
     print_user_errors()
     silence_known_warnings()
+    keep_freed_memory()
+    if not kernels.LOADED:
+        logger.warning(
+            "moe_nmt's compiled operators are missing, so experts are slower on a CPU; "
+            "build them with: pip install --no-build-isolation moe_nmt"
+        )
