@@ -122,6 +122,8 @@ def _sentence(error: BaseException) -> str | None:
     """What to tell the user of an error, or None if it is not the user's."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, AssertionError) and "--reset-optimizer" in str(error):
+        return str(error)
     missing = "Model file not found: "  # fairseq's own, before it comes to loading
     if isinstance(error, OSError) and str(error).startswith(missing):
         return (

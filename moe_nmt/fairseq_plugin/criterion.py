@@ -12,12 +12,16 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
     label_smoothed_nll_loss,
 )
+from omegaconf import II
 from torch import Tensor
 
 from moe_nmt.errors import UserError
 from moe_nmt.moe import LOSSES, LayerRecord, record_routing, summarize
 from moe_nmt.registry import parse_list
 from moe_nmt.schedules import at_step
+
+REPORTS_PER_LOG = 10
+"""How many updates of a log interval at least report on the routing, if it has as many."""
 
 
 @dataclass
@@ -33,6 +37,7 @@ class MoELabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCrite
     moe_log_per_layer: bool = field(
         default=False, metadata={"help": "log routing statistics of every layer, not only their mean over the layers"}
     )
+    log_interval: int = II("common.log_interval")
 
 
 @register_criterion("moe_label_smoothed_cross_entropy", dataclass=MoELabelSmoothedCrossEntropyCriterionConfig)
@@ -40,7 +45,9 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross entropy + sum over routing losses of weight * loss, per target token.
 
     Logs, beside fairseq's figures: each routing loss, and entropy, overflow, balance and number of unused experts (see
-    `RoutingSummary`) averaged over layers and batches; in validation the loss of every direction.
+    `RoutingSummary`) averaged over layers and batches; in validation the loss of every direction. In training only
+    `REPORTS_PER_LOG` of the updates between two lines of the log report on the routing; the others do not compute what
+    only a log wants.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         report_accuracy: bool = False,
         moe_losses: str = "",
         moe_log_per_layer: bool = False,
+        log_interval: int = 1,
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         specs = parse_list(moe_losses)
@@ -59,6 +67,7 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         if len(self.routing_losses) < len(specs):
             raise UserError(f"--moe-losses {moe_losses} has a loss twice; give each once, with its whole weight.")
         self.log_per_layer = moe_log_per_layer
+        self.report_interval = max(1, log_interval // REPORTS_PER_LOG)
         self.num_updates = 0
         self.num_directions = len(getattr(task, "lang_pairs", ()))
         self.direction_index = task.direction_index() if hasattr(task, "direction_index") else None
@@ -82,11 +91,15 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             "sample_size": sample_size,
         }
         if records:
-            routing_losses = self.compute_routing_losses(records)
+            reports = not model.training or (self.num_updates + 1) % self.report_interval == 0
+            weights = {name: at_step(part.weight, self.num_updates) for name, part in self.routing_losses.items()}
+            wanted = [name for name, weight in weights.items() if weight or reports]
+            routing_losses = self.compute_routing_losses(records, wanted)
             for name, value in routing_losses.items():
-                weight = at_step(self.routing_losses[name].weight, self.num_updates)
-                loss = loss + sample_size * weight * value.to(loss.dtype)
-            log |= self.routing_log(records, routing_losses)
+                if weights[name]:
+                    loss = loss + sample_size * weights[name] * value.to(loss.dtype)
+            if reports:
+                log |= self.routing_log(records, routing_losses)
         if not model.training and self.direction_index is not None:
             log |= self.direction_log(nll.data, target, sample)
         if self.report_accuracy:
@@ -95,9 +108,9 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         log["loss"] = loss.data
         return loss, sample_size, log
 
-    def compute_routing_losses(self, records: list[LayerRecord]) -> dict[str, Tensor]:
-        """Each routing loss of a batch, by name, unweighted."""
-        return {name: loss([record for _, record in records]) for name, loss in self.routing_losses.items()}
+    def compute_routing_losses(self, records: list[LayerRecord], names: list[str]) -> dict[str, Tensor]:
+        """The routing losses of these names, of a batch, unweighted."""
+        return {name: self.routing_losses[name]([record for _, record in records]) for name in names}
 
     def routing_log(self, records: list[LayerRecord], routing_losses: dict[str, Tensor]) -> dict[str, Tensor | int]:
         """Sums over batches, for `reduce_metrics` to divide by `moe_batches`."""

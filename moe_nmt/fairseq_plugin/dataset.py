@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from fairseq.data import BaseWrapperDataset, FairseqDataset
+from fairseq.data import BaseWrapperDataset, FairseqDataset, SampledMultiDataset
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 
 
@@ -36,9 +38,26 @@ class DirectionDataset(BaseWrapperDataset):
         return batch
 
 
+def shuffled_by_length(dataset: SampledMultiDataset) -> Any:
+    """The sentence pairs of all directions by the length of their longer side, then of the target, else at random.
+
+    int64 [pairs]. The longer side decides how many pairs fill `--max-tokens`, and what is left of padding is rather the
+    source's: the decoder computes more for every place. (fairseq sorts by source, then target.)
+    """
+    shuffled = np.random.permutation(len(dataset))
+    source, target = dataset.sizes[shuffled].T
+    return shuffled[np.lexsort((target, np.maximum(source, target)))]
+
+
 class DirectionDataManager(MultilingualDatasetManager):
-    """fairseq's data manager, with every dataset wrapped in a `DirectionDataset`."""
+    """fairseq's data manager, with datasets wrapped in `DirectionDataset`, and training pairs `shuffled_by_length`."""
 
     def load_a_dataset(self, *args: Any, src: str, tgt: str, **kwargs: Any) -> DirectionDataset:
         dataset = super().load_a_dataset(*args, src=src, tgt=tgt, **kwargs)
         return DirectionDataset(dataset, self.langs.index(src), self.langs.index(tgt))
+
+    def load_dataset(self, *args: Any, **kwargs: Any) -> FairseqDataset:
+        dataset = super().load_dataset(*args, **kwargs)
+        if isinstance(dataset, SampledMultiDataset):
+            dataset.ordered_indices = functools.partial(shuffled_by_length, dataset)
+        return dataset

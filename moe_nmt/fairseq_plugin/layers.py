@@ -1,4 +1,4 @@
-"""Encoder and decoder layers over fairseq's attention, with the feed-forward block handed in.
+"""Encoder and decoder layers, with the feed-forward block handed in.
 
 fairseq's names and shapes rule here: activations are [T, B, D] (positions, sentences, width).
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fairseq.modules import LayerNorm, MultiheadAttention
+from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
+from moe_nmt.fairseq_plugin.attention import SelfAttention, SourceAttention
 from moe_nmt.moe import MoELayer, RoutingContext
 from moe_nmt.moe.feed_forward import FeedForward
 
@@ -38,6 +39,15 @@ class RealTokens(NamedTuple):
 
         context = RoutingContext(flat[index], spread(source_language), spread(target_language))
         return cls(None if index.numel() == flat.numel() else index, context)
+
+    @classmethod
+    def of_step(cls, tokens: Tensor, source_language: Tensor | None, target_language: Tensor | None) -> RealTokens:
+        """All places of a decoding step: search keeps no padding. `tokens`: int64 [R, 1]; languages: int64 [B]."""
+
+        def spread(language: Tensor | None) -> Tensor | None:
+            return None if language is None else language.repeat_interleave(tokens.shape[0] // language.shape[0])
+
+        return cls(None, RoutingContext(tokens[:, 0], spread(source_language), spread(target_language)))
 
 
 class DenseFeedForward(FeedForward):
@@ -90,16 +100,12 @@ class EncoderLayer(TransformerLayer):
 
     def __init__(self, dim: int, heads: int, attention_dropout: float, **shared: Any):
         super().__init__(dim, **shared)
-        self.self_attn = MultiheadAttention(dim, heads, dropout=attention_dropout, self_attention=True)
+        self.self_attn = SelfAttention(dim, heads, dropout=attention_dropout)
         self.self_attn_layer_norm = LayerNorm(dim)
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None, real: RealTokens) -> Tensor:
-        """`x`: [T, B, D]. `padding_mask`: bool [B, T], True = padding; None if there is none."""
-
-        def attend(q: Tensor) -> Tensor:
-            return self.dropout(self.self_attn(q, q, q, key_padding_mask=padding_mask, need_weights=False)[0])
-
-        x = self.residual(x, self.self_attn_layer_norm, attend)
+    def forward(self, x: Tensor, mask: Tensor | None, real: RealTokens) -> Tensor:
+        """`x`: [T, B, D]. `mask`: float [B, 1, 1, T], -inf at padding; None if there is none."""
+        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.dropout(self.self_attn(y, mask)))
         return self.residual(x, self.final_layer_norm, lambda y: self.feed_forward(y, real))
 
 
@@ -108,61 +114,34 @@ class DecoderLayer(TransformerLayer):
 
     def __init__(self, dim: int, encoder_dim: int, heads: int, attention_dropout: float, **shared: Any):
         super().__init__(dim, **shared)
-        self.self_attn = MultiheadAttention(dim, heads, dropout=attention_dropout, self_attention=True)
+        self.self_attn = SelfAttention(dim, heads, dropout=attention_dropout)
         self.self_attn_layer_norm = LayerNorm(dim)
-        self.encoder_attn = MultiheadAttention(
-            dim,
-            heads,
-            kdim=encoder_dim,
-            vdim=encoder_dim,
-            dropout=attention_dropout,
-            encoder_decoder_attention=True,
-        )
+        self.encoder_attn = SourceAttention(dim, heads, encoder_dim, attention_dropout)
         self.encoder_attn_layer_norm = LayerNorm(dim)
 
     def forward(
         self,
         x: Tensor,
         encoder_out: Tensor,
-        encoder_padding_mask: Tensor | None,
-        incremental_state: dict[str, Any] | None,
-        future_mask: Tensor | None,
-        padding_mask: Tensor | None,
+        encoder_mask: Tensor | None,
+        state: dict[Any, Any] | None,
+        mask: Tensor | None,
         real: RealTokens,
         need_attention: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns [T, B, D] and, if asked for, the attention to the source averaged over heads, [B, T, S].
 
-        `x`: [T, B, D]. `encoder_out`: [S, B, D]. `future_mask`: float [T, T], -inf above the diagonal; None in a
-        decoding step. Padding masks: bool, True = padding; None if there is none.
+        `x`: [T, B, D]; with `state`, a decoding step, [1, R, D] for R / B hypotheses per sentence. `encoder_out`:
+        [S, B, D']. `encoder_mask`: float [B, 1, 1, S]. `mask`: float, broadcasts to [B, 1, T, T]; None in a decoding
+        step. Masks are -inf where not to look.
         """
         attention: Tensor | None = None
 
-        def attend_to_self(q: Tensor) -> Tensor:
-            y, _ = self.self_attn(
-                q,
-                q,
-                q,
-                key_padding_mask=padding_mask,
-                incremental_state=incremental_state,
-                need_weights=False,
-                attn_mask=future_mask,
-            )
-            return self.dropout(y)
-
         def attend_to_source(q: Tensor) -> Tensor:
             nonlocal attention
-            y, attention = self.encoder_attn(
-                q,
-                encoder_out,
-                encoder_out,
-                key_padding_mask=encoder_padding_mask,
-                incremental_state=incremental_state,
-                static_kv=True,
-                need_weights=need_attention,
-            )
+            y, attention = self.encoder_attn(q, encoder_out, encoder_mask, state, need_attention)
             return self.dropout(y)
 
-        x = self.residual(x, self.self_attn_layer_norm, attend_to_self)
+        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.dropout(self.self_attn(y, mask, state)))
         x = self.residual(x, self.encoder_attn_layer_norm, attend_to_source)
         return self.residual(x, self.final_layer_norm, lambda y: self.feed_forward(y, real)), attention

@@ -24,6 +24,7 @@ from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.config import ARCHITECTURES, TransformerMoEConfig, apply_architecture
 from moe_nmt.fairseq_plugin.layers import DecoderLayer, DenseFeedForward, EncoderLayer, MoEFeedForward, RealTokens
 from moe_nmt.moe import BRANCHES, DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer
+from moe_nmt.moe.linear import Linear
 from moe_nmt.registry import parse_list
 
 EncoderOut = dict[str, list[Tensor]]
@@ -150,8 +151,8 @@ class TransformerMoEEncoder(FairseqEncoder):
         """
         padding_mask = src_tokens.eq(self.padding_idx)
         real = RealTokens.of(src_tokens, self.padding_idx, source_language, target_language)
-        attention_mask = None if real.index is None else padding_mask
         x = self.embedding(src_tokens)
+        attention_mask = None if real.index is None else hide(padding_mask, x)
         states = [x]
         for layer in self.layers:
             x = run_layer(self.checkpoint_activations and self.training, layer, x, attention_mask, real)
@@ -199,7 +200,7 @@ class TransformerMoEDecoder(FairseqIncrementalDecoder):
             for layer in range(config.decoder_layers)
         )
         self.layer_norm = LayerNorm(config.decoder_embed_dim) if config.decoder_normalize_before else nn.Identity()
-        self.output_projection = nn.Linear(config.decoder_embed_dim, len(dictionary), bias=False)
+        self.output_projection = Linear(config.decoder_embed_dim, len(dictionary), bias=False)
         if config.share_decoder_input_output_embed or config.share_all_embeddings:
             self.output_projection.weight = embed.weight
         else:
@@ -214,17 +215,23 @@ class TransformerMoEDecoder(FairseqIncrementalDecoder):
         src_lengths: Tensor | None = None,
         return_all_hiddens: bool = False,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """`prev_output_tokens`: int64 [B, T]; with `incremental_state` only the last position is computed.
+        """`prev_output_tokens`: int64 [B, T]; with `incremental_state` only the last position is computed, and there
+        may be several hypotheses per sentence of `encoder_out`, in adjacent rows.
 
         Returns logits [B, T, V] (features [B, T, D] if `features_only`) and fairseq's dictionary of extras.
         """
         tokens = prev_output_tokens if incremental_state is None else prev_output_tokens[:, -1:]
-        real = RealTokens.of(tokens, self.padding_idx, *self._languages(encoder_out))
+        languages = self._languages(encoder_out)
         x = self.embedding(prev_output_tokens, incremental_state)
         source = encoder_out["encoder_out"][0]
-        source_mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
-        padding_mask = None if real.index is None else tokens.eq(self.padding_idx)
-        future_mask = None if incremental_state is not None else self._future_mask(x)
+        source_mask = hide(encoder_out["encoder_padding_mask"][0], x) if encoder_out["encoder_padding_mask"] else None
+        if incremental_state is not None:
+            real, mask = RealTokens.of_step(tokens, *languages), None
+        else:
+            real = RealTokens.of(tokens, self.padding_idx, *languages)
+            mask = self._future_mask(x)
+            if real.index is not None:
+                mask = mask + hide(tokens.eq(self.padding_idx), x)
         states, attention = [x], None
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
@@ -235,8 +242,7 @@ class TransformerMoEDecoder(FairseqIncrementalDecoder):
                 source,
                 source_mask,
                 incremental_state,
-                future_mask,
-                padding_mask,
+                mask,
                 real,
                 last and self.need_attention,
             )
@@ -255,6 +261,17 @@ class TransformerMoEDecoder(FairseqIncrementalDecoder):
         """float [T, T] of the dtype of x: -inf above the diagonal, else 0."""
         return torch.full((x.shape[0], x.shape[0]), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
 
+    def reorder(self, state: dict[Any, Any], rows: Tensor, sentences: Tensor | None) -> None:
+        """Follow the beam: to place i comes hypothesis `rows[i]`, or sentence `sentences[i]` (None: all stay)."""
+        for layer in self.layers:
+            layer.self_attn.reorder(state, rows)
+            if sentences is not None:
+                layer.encoder_attn.reorder(state, sentences)
+
+    def reorder_incremental_state_scripting(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
+        """The same for fairseq's search, which repeats a sentence for each of its hypotheses."""
+        self.reorder(incremental_state, new_order, new_order)
+
     def output_layer(self, features: Tensor) -> Tensor:
         return self.output_projection(features)
 
@@ -264,6 +281,12 @@ class TransformerMoEDecoder(FairseqIncrementalDecoder):
 
     def max_positions(self) -> int:
         return self.max_target_positions
+
+
+def hide(padding_mask: Tensor, x: Tensor) -> Tensor:
+    """bool [B, S], True = padding, to a mask to add: float [B, 1, 1, S] of the dtype of x, -inf at padding, else 0."""
+    mask = torch.zeros(padding_mask.shape, dtype=x.dtype, device=x.device)
+    return mask.masked_fill(padding_mask, float("-inf"))[:, None, None]
 
 
 def run_layer(recompute: bool, layer: nn.Module, *inputs: Any) -> Any:

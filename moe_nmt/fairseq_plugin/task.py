@@ -18,6 +18,8 @@ from moe_nmt.data import Direction, parse_directions
 from moe_nmt.data.directions import unknown
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.dataset import DirectionDataManager, DirectionDataset
+from moe_nmt.fairseq_plugin.generator import BeamSearchGenerator
+from moe_nmt.training.expert_adam import mark_stacked
 
 
 @register_task("multilingual_translation_moe")
@@ -40,6 +42,12 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         super().__init__(args, langs, dicts, training)
         self.directions = [Direction.parse(pair) for pair in self.lang_pairs]
         self.data_manager = DirectionDataManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
+
+    def build_model(self, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's model, with the stacked weights of its experts marked for the optimizer."""
+        model = super().build_model(*args, **kwargs)
+        mark_stacked(model)
+        return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split once; only sharded training data is loaded again.
@@ -67,6 +75,10 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
         languages = (self.langs.index(lang) for lang in (self.args.source_lang, self.args.target_lang))
         return DirectionDataset(dataset, *languages)
+
+    def build_generator(self, *args: Any, **kwargs: Any) -> Any:
+        generator = super().build_generator(*args, **kwargs)
+        return BeamSearchGenerator(generator) if BeamSearchGenerator.covers(generator) else generator
 
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from moe_nmt.moe.activations import activation_function
+from moe_nmt.moe.linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -19,7 +20,7 @@ class FeedForward(nn.Module):
         self, dim: int, ffn_dim: int, activation: str = "relu", dropout: float = 0.0, activation_dropout: float = 0.0
     ):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
+        self.fc1, self.fc2 = Linear(dim, ffn_dim), Linear(ffn_dim, dim)
         self.activation = activation_function(activation)
         self.dropout, self.activation_dropout = nn.Dropout(dropout), nn.Dropout(activation_dropout)
 

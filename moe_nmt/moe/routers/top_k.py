@@ -90,13 +90,21 @@ class TopKRouter(Router):
         prob_NE = logit_NE.softmax(-1)
         expert_NK = self._choose(logit_NE)
         weight_NK = prob_NE.gather(1, expert_NK)
-        if self.normalize == "before_dropping":
+        drops = self._may_drop()
+        if self.normalize == "before_dropping" or (self.normalize == "after_dropping" and not drops):
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
         routing = self._in_order_of_priority(expert_NK, weight_NK, prob_NE, logit_NE)
+        if not drops:
+            return routing
         if self.training and self.second_expert == "random" and self.k > 1:
             routing = self._drop_later_choices_at_random(routing)
         routing = self._drop_overflow(routing)
         return normalize_per_token(routing) if self.normalize == "after_dropping" else routing
+
+    def _may_drop(self) -> bool:
+        if self.training:
+            return self.capacity_factor is not None or (self.second_expert == "random" and self.k > 1)
+        return self.eval_capacity_factor is not None
 
     def _choose(self, logit_NE: Tensor) -> Tensor:
         if not (self.training and self.second_expert == "sampling" and self.k > 1):

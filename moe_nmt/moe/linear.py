@@ -1,0 +1,69 @@
+"""Linear maps that are fast on every CPU.
+
+In float32 torch multiplies with MKL, which on processors that are not Intel's uses no AVX-512; oneDNN, which torch also
+carries, does. On a Zen 5 it is 2 to 2.4 times as fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+
+AVAILABLE = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+SMALLEST = 2**20
+"""Products (rows times inputs times outputs) below which oneDNN's set-up costs more than it gains."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x W^T + b`, as `torch.nn.functional.linear` to rounding, gradients too; float32 on a CPU goes through oneDNN."""
+    plain = (
+        not AVAILABLE
+        or x.device.type != "cpu"
+        or x.numel() * weight.shape[0] < SMALLEST
+        or any(tensor is not None and tensor.dtype != torch.float32 for tensor in (x, weight, bias))
+        or torch.is_autocast_enabled("cpu")
+    )
+    if plain:
+        return functional.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)):
+        y: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return y
+    return _multiply(x, weight, bias)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        grad_x = _multiply(grad_NO, weight.t()).view_as(x) if needs_x else None
+        grad_weight = None
+        if needs_weight:
+            wide = weight.shape[0] > weight.shape[1]  # the shorter side first: oneDNN is twice as fast so
+            grad_weight = _multiply(x_NI.t(), grad_NO.t()).t() if wide else _multiply(grad_NO.t(), x_NI.t())
+        return grad_x, grad_weight, (grad_NO.sum(0) if needs_bias else None)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by way of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
