@@ -1,0 +1,224 @@
+"""How fast a sparse model trains: words per second of fairseq-train beside a dense Transformer of equal active FLOPs.
+
+    python scripts/bench_train.py [--data FOLDER] [--updates 8] [--rounds 3] [--json FILE] [--profile FILE] [--quick]
+
+Both are `transformer_moe_base`: the dense one with `--moe-freq 0`, the sparse one with experts of 1/k of the width, so
+that k of them compute as much. They train on the same batches in turn, each in a process of its own that starts anew in
+every round; the words per second are fairseq's, of the updates that follow a warm-up, and the ratio (higher is better)
+is the median over the rounds. Without --data, on a corpus of random words in six directions with lengths like those of
+real text, which FOLDER/data-bin keeps. --profile also writes where the time of an update goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from moe_nmt.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts.benchmarking import (  # noqa: E402
+    Progress,
+    Results,
+    figure,
+    machine,
+    markdown_table,
+    ratios,
+    run_script,
+    summarize,
+)
+
+LANGUAGES = ("eng", "aaa", "bbb", "ccc")
+FFN_DIM = 2048
+"""Inner width of the feed-forward networks of `transformer_moe_base`."""
+
+WORDS = 8000
+PAIRS = {"train": (8000, 4000, 2000), "valid": (20, 20, 20)}
+"""Sentence pairs of English with each of the other languages."""
+
+
+class Update(NamedTuple):
+    """One update as fairseq logs it: target words, and how many of them a second would take."""
+
+    words: float
+    words_per_second: float
+
+
+def write_corpus(folder: Path) -> None:
+    """Binarize random words: frequencies of rank^-1 (Zipf), lengths log-normal (median 20, 90th percentile 50).
+
+    A target is about as long as its source, times a factor of its language.
+    """
+    from fairseq.data import indexed_dataset
+
+    draft = folder.with_name(folder.name + ".part")
+    draft.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    share = 1 / np.arange(1, WORDS + 1)
+    share /= share.sum()
+    for language in LANGUAGES:
+        words = (f"w{word} {WORDS - word}\n" for word in range(WORDS))
+        (draft / f"dict.{language}.txt").write_text("".join(words), encoding="utf-8")
+    for split, sizes in PAIRS.items():
+        for language, pairs, stretch in zip(LANGUAGES[1:], sizes, (0.9, 1.0, 1.2), strict=True):
+            length = rng.lognormal(np.log(20), 0.7, pairs).clip(2, 150)
+            sides = {"eng": length, language: (length * stretch * rng.lognormal(0, 0.15, pairs)).clip(2, 180)}
+            for side, lengths in sides.items():
+                prefix = str(draft / f"{split}.eng-{language}.{side}")
+                builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", WORDS)
+                for count in lengths.astype(int):
+                    tokens = np.append(rng.choice(WORDS, count, p=share) + 4, 2)  # after fairseq's 4 symbols; 2 ends
+                    builder.add_item(torch.from_numpy(tokens))
+                builder.finalize(f"{prefix}.idx")
+    draft.rename(folder)
+
+
+def directions(data: Path) -> list[str]:
+    """Both directions of every pair that has training data."""
+    pairs = sorted({path.name.split(".")[1] for path in data.glob("train.*-*.*.idx")})
+    if not pairs:
+        raise UserError(f"{data} has no training data; give a folder that fairseq-preprocess wrote, or none.")
+    return [direction for pair in pairs for direction in (pair, "-".join(reversed(pair.split("-"))))]
+
+
+def train_arguments(args: argparse.Namespace, data: Path, sparse: bool) -> list[str]:
+    """What follows `fairseq-train`."""
+    shape = [
+        *("--moe-freq", str(args.moe_freq), "--moe-router", f"top_k(k={args.k})"),
+        *("--moe-experts", f"ffn(count={args.experts},inner_dim={FFN_DIM // args.k})"),
+    ]
+    return [
+        *(str(data), "--user-dir", str(ROOT / "moe_nmt"), "--task", "multilingual_translation_moe"),
+        *("--lang-pairs", ",".join(directions(data)), "--encoder-langtok", "src", "--decoder-langtok"),
+        *("--sampling-method", "temperature", "--sampling-temperature", "5", "--arch", "transformer_moe_base"),
+        *(shape if sparse else ["--moe-freq", "0"]),
+        *("--criterion", "moe_label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
+        *("--optimizer", args.optimizer, "--adam-betas", "(0.9, 0.98)", "--lr", "0.001", "--clip-norm", "1.0"),
+        *("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4000", "--max-tokens", str(args.max_tokens)),
+        *("--max-update", str(args.warm_up + args.updates), "--log-format", "json", "--log-interval", "1"),
+        *("--seed", "1", "--disable-validation", "--no-save"),
+        *([] if torch.cuda.is_available() else ["--cpu"]),
+        *args.flag,
+    ]
+
+
+def run_python(arguments: list[str], threads: int) -> str:
+    """The standard output of a Python command; its last words as a `UserError` if it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise UserError(f"training failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+    return done.stdout
+
+
+def train(args: argparse.Namespace, data: Path, sparse: bool) -> list[Update]:
+    """The updates of one training, those of the warm-up left out."""
+    command = ["-c", "from fairseq_cli.train import cli_main; cli_main()", *train_arguments(args, data, sparse)]
+    return list(logged_updates(run_python(command, args.threads)))[args.warm_up :]
+
+
+def logged_updates(log: str) -> Iterator[Update]:
+    """What fairseq's JSON log says of every update."""
+    for line in log.splitlines():
+        _, found, text = line.partition(" | INFO | train_inner | ")
+        if found:
+            values = json.loads(text)
+            yield Update(float(values["wpb"]), float(values["wps"]))
+
+
+def words_per_second(updates: list[Update]) -> float:
+    """All words by all the time that they took."""
+    return sum(update.words for update in updates) / sum(update.words / update.words_per_second for update in updates)
+
+
+def measure(args: argparse.Namespace, data: Path, results: Results) -> dict[str, list[float]]:
+    """Words per second of dense and sparse model in every round; what `results` holds already is not measured again."""
+    found: dict[str, list[float]] = results.data.setdefault("words_per_second", {"dense": [], "moe": []})
+    waiting = [(turn, name) for turn in range(args.rounds) for name in found if turn >= len(found[name])]
+    progress = Progress([1.0] * len(waiting))
+    for turn, name in waiting:
+        progress.begin(f"{name}, round {turn + 1}")
+        updates = train(args, data, name == "moe")
+        words = results.data.setdefault("words", [update.words for update in updates])
+        if words != [update.words for update in updates]:
+            raise UserError("the trainings had different batches; their speeds cannot be compared.")
+        found[name].append(words_per_second(updates))
+        results.save()
+    return found
+
+
+def profile(args: argparse.Namespace, data: Path) -> str:
+    """Where the time of an update goes in both models, as text."""
+    parts = [heading(args)]
+    for name in ("dense", "moe"):
+        print(f"profiling {name}", file=sys.stderr)
+        script = [str(ROOT / "scripts/profile_train.py"), "--skip", str(args.warm_up)]
+        table = run_python([*script, *train_arguments(args, data, name == "moe")], args.threads)
+        parts.append(f"{name}:\n\n{table[table.index('| part') :].strip()}")
+    return "\n\n".join(parts) + "\n"
+
+
+def heading(args: argparse.Namespace) -> str:
+    """What was measured, in a line."""
+    model = f"{args.experts} experts, k = {args.k}, experts in every layer whose number {args.moe_freq} divides"
+    return (
+        f"{model}, {args.optimizer}, --max-tokens {args.max_tokens}, torch {torch.__version__}, {args.threads} threads"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a data-bin of fairseq-preprocess to train on")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "moe_nmt_bench_train")
+    parser.add_argument("--updates", type=int, default=8, help="updates that are measured, in every round")
+    parser.add_argument("--warm-up", type=int, default=2, help="updates before them")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--k", type=int, default=1)
+    parser.add_argument("--moe-freq", type=int, default=2)
+    parser.add_argument("--optimizer", default="moe_adam", help="of both models: moe_adam or fairseq's adam")
+    parser.add_argument("--max-tokens", type=int, default=3000)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--flag", action="append", default=[], help="one more word for fairseq-train, as --flag=--bf16")
+    parser.add_argument("--json", type=Path, help="keep the figures in this file; an interrupted run goes on from it")
+    parser.add_argument("--profile", type=Path, help="write where the time goes to this file")
+    parser.add_argument("--quick", action="store_true", help="smaller batches, fewer updates: under three minutes")
+    if parser.parse_args().quick:
+        parser.set_defaults(updates=4, rounds=2, max_tokens=1000)
+    args = parser.parse_args()
+    if args.k < 1 or FFN_DIM % args.k or args.moe_freq < 1 or args.updates < 1:
+        raise UserError(f"--k must divide {FFN_DIM}, --moe-freq and --updates be at least 1.")
+    data = args.data or args.work / "data-bin"
+    if not args.data and not data.is_dir():
+        write_corpus(data)
+
+    names = ("updates", "warm_up", "experts", "k", "moe_freq", "optimizer", "max_tokens", "threads", "flag")
+    settings = {name: getattr(args, name) for name in names} | {"data": str(args.data), "machine": machine()}
+    results = Results(args.json, settings)
+    found = measure(args, data, results)
+    ratio = ratios(found["moe"], found["dense"])
+    print(heading(args))
+    rows = [
+        [name, figure(summarize(values).median), figure(summarize(values).spread), " ".join(f"{v:.0f}" for v in values)]
+        for name, values in found.items()
+    ]
+    print(markdown_table(["model", "words per second", "spread", "every round"], rows))
+    print(f"moe / dense: {ratio.median:.3f}, spread {ratio.spread:.3f}")
+    if args.profile:
+        args.profile.write_text(profile(args, data), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_script(main)
