@@ -16,7 +16,7 @@ train() {
     local run=$1 updates=$2
     [ ! -f "$run/trained" ] || { echo "train: $run is trained, skipped"; return 0; }
     moe-nmt train "$run/corpus/data-bin" $(device) $(task_flags "$run") --lang-pairs "$(directions "$run" | paste -sd,)" \
-        --criterion moe_label_smoothed_cross_entropy --optimizer adam --adam-betas '(0.9, 0.98)' --lr-scheduler inverse_sqrt \
+        --criterion moe_label_smoothed_cross_entropy --optimizer moe_adam --adam-betas '(0.9, 0.98)' --lr-scheduler inverse_sqrt \
         --max-update "$updates" --num-workers 0 --log-format simple --log-interval 100 \
         --save-interval-updates 500 --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$run/checkpoints" \
         --tensorboard-logdir "$run/tensorboard" --log-file "$run/train.log" "${@:3}" |

@@ -10,7 +10,6 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
-    label_smoothed_nll_loss,
 )
 from omegaconf import II
 from torch import Tensor
@@ -19,6 +18,7 @@ from moe_nmt.errors import UserError
 from moe_nmt.moe import LOSSES, LayerRecord, record_routing, summarize
 from moe_nmt.registry import parse_list
 from moe_nmt.schedules import at_step
+from moe_nmt.training.label_smoothing import label_smoothed_cross_entropy
 
 REPORTS_PER_LOG = 10
 """How many updates of a log interval at least report on the routing, if it has as many."""
@@ -80,8 +80,9 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         """Returns the loss summed over the batch, the sample size that fairseq divides it by, and what to log."""
         with record_routing(model) as records:
             net_output = model(**sample["net_input"])
-        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
-        loss, nll = label_smoothed_nll_loss(lprobs, target, self.eps, ignore_index=self.padding_idx, reduce=False)
+        logits = net_output[0][:, self.ignore_prefix_size :]
+        target = model.get_targets(sample, net_output)[:, self.ignore_prefix_size :].flatten()
+        loss, nll = label_smoothed_cross_entropy(logits.flatten(0, 1), target, self.eps, self.padding_idx)
         loss = loss.sum()
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         log: dict[str, Any] = {

@@ -17,8 +17,8 @@ def grouped_linear(x_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, count_E: T
     """`x W_e + b_e`, where the first `count_E[0]` rows of `x_AI` belong to group 0, the next `count_E[1]` to group 1.
 
     In bfloat16 on a GPU this is `torch.nn.functional.grouped_mm`, which does not wait for the counts; elsewhere it is a
-    loop over contiguous slices, at every precision (scripts/bench_grouped_linear.py compares the two). Returns float
-    [A, O].
+    loop over contiguous slices, at every precision (on a CPU the faster of the two: `sort_loop` against `grouped_mm` in
+    scripts/bench_moe_layer.py). Returns float [A, O].
     """
     x_AI = x_AI.to(weight_EIO.dtype)  # they differ under autocast
     if x_AI.is_cuda and x_AI.dtype == torch.bfloat16 and _aligned(weight_EIO):
