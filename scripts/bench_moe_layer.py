@@ -7,8 +7,8 @@
 What is timed: one feed-forward layer with its router, dispatch, experts and combination, on random tokens. In training
 the load-balancing loss is part of it, with a backward pass to the input and to all weights; gradients are set to None
 between the steps, outside the timed region, as fairseq does. In inference: without gradients. All implementations get
-the same input, the same router weights and so the same assignments, random expert weights, no dropout, and the same
-number of threads.
+the same input, the same router weights and so the same assignments, random expert weights, no dropout, the same number
+of threads, and the C library set to keep freed memory (`moe_nmt.memory`), as in this project's training.
 
 Against what:
   * `dense`: Linear(D, k F), ReLU, Linear(k F, D), the dense network of equal active FLOPs.
@@ -214,11 +214,20 @@ def measure(
         calls[key] = min(rounds, max(FEWEST_CALLS, affordable))
 
     def sample(key: Hashable) -> float:
-        return workers[key].ask("sample", repetitions=repeats[key])["seconds"]
+        try:
+            return (
+                math.nan
+                if "left_out" in found[key]
+                else workers[key].ask("sample", repetitions=repeats[key])["seconds"]
+            )
+        except WorkerError as error:
+            found[key] = {"left_out": str(error)}
+            return math.nan
 
     times = interleave({key: lambda key=key: sample(key) for key in repeats}, rounds, calls)
     for key, seconds in times.items():
-        found[key]["times"] = seconds
+        if "left_out" not in found[key]:
+            found[key]["times"] = seconds
     return found
 
 

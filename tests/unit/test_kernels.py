@@ -11,7 +11,7 @@ from moe_nmt.moe.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(not kernels.LOADED, reason="the operators were not built here")
 
-COUNTS = [[5, 0, 17, 130], [1, 0, 0, 0], [0, 0, 0, 0], [3], [0, 700, 2, 1], [64, 64, 64, 64]]
+COUNTS = [[5, 0, 17, 130], [1, 0, 0, 0], [0, 0, 0, 0], [3], [0, 700, 2, 1], [64, 64, 64, 64], [*[0] * 7, 4, 0, 9]]
 SIZES = [(40, 72), (33, 300), (64, 1024)]
 
 
@@ -112,6 +112,20 @@ def test_what_needs_no_gradient_gets_none(trained):
         assert (tensor.grad is not None) == (number in trained)
         if number in trained:
             torch.testing.assert_close(tensor.grad, expected[number])
+
+
+def test_a_gradient_that_outlives_the_step():
+    """Gradients of mostly idle experts lie in memory of their own, which must stay while somebody holds them."""
+    counts = torch.tensor([*[0] * 7, 8])
+    inputs = arguments(counts.tolist(), 64, 256)
+    kernels.expert_ffn(*inputs, counts, "relu").sum().backward()
+    gradient = inputs[1].grad
+    expected = gradient.clone()
+    inputs[1].grad = None
+    for _ in range(3):
+        kernels.expert_ffn(*inputs, counts, "relu").sum().backward()
+    assert torch.equal(gradient, expected) and torch.equal(gradient[:7], torch.zeros(7, 64, 256))
+    torch.testing.assert_close(inputs[1].grad, 3 * expected)
 
 
 def test_strided_input_and_gradient():

@@ -12,6 +12,10 @@
 #include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -203,6 +207,20 @@ void run(int64_t tasks, const Function& function) {
   });
 }
 
+// Zeros that the system makes in pages of 2 MiB when somebody looks, or an undefined tensor if it cannot. For gradients of
+// many experts of which few have any: what is never written costs neither time nor memory.
+Tensor zeros_on_demand(at::IntArrayRef sizes) {
+#if defined(__linux__)
+  const size_t bytes = c10::multiply_integers(sizes) * sizeof(float);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return {};
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  return at::from_blob(memory, sizes, [bytes](void* start) { munmap(start, bytes); }, at::kFloat);
+#else
+  return {};
+#endif
+}
+
 void check(const Tensor& x_AD, const Tensor& weight1_EDF, const Tensor& count_E) {
   TORCH_CHECK(x_AD.scalar_type() == at::kFloat && weight1_EDF.scalar_type() == at::kFloat, "float32 is needed");
   TORCH_CHECK(count_E.scalar_type() == at::kLong && count_E.numel() == weight1_EDF.size(0), "count_E must be int64 [E]");
@@ -276,8 +294,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> expert_ffn_backward(
   const std::vector<Task> tasks = balanced_tasks(count_E, std::max<int64_t>(total, 1), ffn_dim);
   const int64_t parts = parts_of(tasks), stacked = needs_weights ? experts : 0;
   Tensor grad_x_PAD = at::empty({parts, total, dim}, x_AD.options());
-  Tensor grad_weight1 = at::empty({stacked, dim, ffn_dim}, x_AD.options());
-  Tensor grad_weight2 = at::empty({stacked, ffn_dim, dim}, x_AD.options());
+  const int64_t* count = count_E.const_data_ptr<int64_t>();
+  const int64_t idle = std::count(count, count + experts, 0);
+  const bool mostly_idle = needs_weights && 4 * (experts - idle) < experts;
+  Tensor grad_weight1, grad_weight2;
+  if (mostly_idle) {
+    grad_weight1 = zeros_on_demand({experts, dim, ffn_dim});
+    grad_weight2 = zeros_on_demand({experts, ffn_dim, dim});
+  }
+  const bool zeroed = grad_weight1.defined() && grad_weight2.defined();
+  if (!zeroed) {
+    grad_weight1 = at::empty({stacked, dim, ffn_dim}, x_AD.options());
+    grad_weight2 = at::empty({stacked, ffn_dim, dim}, x_AD.options());
+  }
   Tensor grad_bias1 = at::zeros({stacked, ffn_dim}, x_AD.options());
   Tensor grad_bias2 = at::zeros({stacked, dim}, x_AD.options());
   const float *x = x_AD.const_data_ptr<float>(), *grad = grad_AD.const_data_ptr<float>(),
@@ -328,8 +357,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> expert_ffn_backward(
       transpose(dx_T, padded, dim, rows, grad_x + (task.part * total + task.row + row) * dim, dim, dim);
     }
   });
-  const int64_t* count = count_E.const_data_ptr<int64_t>();
-  run(stacked, [&](int64_t expert) {
+  run(zeroed ? 0 : stacked, [&](int64_t expert) {
     if (count[expert] == 0) {
       std::fill_n(grad_w1 + expert * dim * ffn_dim, dim * ffn_dim, 0.0f);
       std::fill_n(grad_w2 + expert * dim * ffn_dim, dim * ffn_dim, 0.0f);
