@@ -296,7 +296,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> expert_ffn_backward(
   Tensor grad_x_PAD = at::empty({parts, total, dim}, x_AD.options());
   const int64_t* count = count_E.const_data_ptr<int64_t>();
   const int64_t idle = std::count(count, count + experts, 0);
-  const bool mostly_idle = needs_weights && 4 * (experts - idle) < experts;
+  const bool mostly_idle = needs_weights && 6 * (experts - idle) < experts;
   Tensor grad_weight1, grad_weight2;
   if (mostly_idle) {
     grad_weight1 = zeros_on_demand({experts, dim, ffn_dim});
@@ -327,15 +327,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> expert_ffn_backward(
     float *dw1 = grad_w1 + task.expert * dim * ffn_dim, *dw2 = grad_w2 + task.expert * ffn_dim * dim;
     for (int64_t row = 0; row < task.rows; row += kBackwardRows) {
       const int64_t rows = std::min(kBackwardRows, task.rows - row), padded = round_up(rows, kColumnMultiple);
+      const int64_t depth = round_up(rows, kRowMultiple);
       const bool later = row > 0;
       const float* dy = grad + (task.row + row) * dim;
       transpose(dy, dim, rows, dim, dy_T, padded, padded);
       if (needs_weights) {
         transpose(x + (task.row + row) * dim, dim, rows, dim, x_T, padded, padded);
         if (task.part == 0) add_row_sums(dy_T, dim, padded, grad_b2 + task.expert * dim);
-        if (padded != rows) {
+        if (depth != rows) {
           std::memcpy(dy_copy, dy, rows * dim * sizeof(float));
-          std::fill_n(dy_copy + rows * dim, (padded - rows) * dim, 0.0f);
+          std::fill_n(dy_copy + rows * dim, (depth - rows) * dim, 0.0f);
           dy = dy_copy;
         }
       }
@@ -348,9 +349,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> expert_ffn_backward(
         activate_backward(activation, dh_T, u_T, h_T, width * padded);
         if (needs_weights) {
           add_row_sums(dh_T, width, padded, grad_b1 + task.expert * ffn_dim + f);
-          multiply(width, dim, padded, h_T, padded, dy, dim, dw2 + f * dim, dim, later);
+          multiply(width, dim, depth, h_T, padded, dy, dim, dw2 + f * dim, dim, later);
           transpose(dh_T, padded, width, padded, dh, width, width);
-          multiply(dim, width, padded, x_T, padded, dh, width, dw1 + f, ffn_dim, later);
+          multiply(dim, width, depth, x_T, padded, dh, width, dw1 + f, ffn_dim, later);
         }
         multiply(dim, padded, width, w1 + f, ffn_dim, dh_T, padded, dx_T, padded, f > task.inner);
       }
