@@ -13,7 +13,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns every large block to the system at once. A training step then gets its activations and
     gradients as fresh pages, which the system fills with zeros one by one; on a CPU that takes longer than computing
-    them. The price: memory that was needed once stays with the process, as with PyTorch's allocator for GPUs.
+    them. The price: memory that was needed once stays with the process, as with PyTorch's allocator for GPUs, and
+    blocks of changing sizes leave gaps.
 
     Returns False, having done nothing, where the C library knows no `mallopt`.
     """

@@ -186,14 +186,20 @@ def measure(
     rounds: int,
     patience: float,
     full: Iterable[Hashable],
+    alone: bool = False,
 ) -> dict[Hashable, dict[str, Any]]:
     """Measure every worker on its cell, in turn. Those in `full` get all their samples however long they take.
+
+    `alone`: a worker gives its memory back after each sample, and warms up before the next.
 
     Returns per key `times` (seconds per round, NaN where none was taken) and `peak_bytes`, or `left_out`, the reason.
     """
     found: dict[Hashable, dict[str, Any]] = {}
     repeats: dict[Hashable, int] = {}
     calls: dict[Hashable, int] = {}
+    for key in cells:
+        with contextlib.suppress(WorkerError):
+            workers[key].ask("release")
     for key, cell in cells.items():
         try:
             answer = workers[key].ask("prepare", cell=asdict(cell))
@@ -205,7 +211,7 @@ def measure(
                 found[key] = {"times": [first, *[math.nan] * (rounds - 1)], "peak_bytes": None}
                 continue
             found[key] = workers[key].ask("peak")
-            again = workers[key].ask("sample", repetitions=1)["seconds"] if first < 1 else first
+            again = workers[key].ask("sample", repetitions=1, alone=alone)["seconds"] if first < 1 else first
         except WorkerError as error:
             found[key] = {"left_out": str(error)}
             continue
@@ -218,7 +224,7 @@ def measure(
             return (
                 math.nan
                 if "left_out" in found[key]
-                else workers[key].ask("sample", repetitions=repeats[key])["seconds"]
+                else workers[key].ask("sample", repetitions=repeats[key], alone=alone)["seconds"]
             )
         except WorkerError as error:
             found[key] = {"left_out": str(error)}
@@ -385,7 +391,7 @@ def measure_series(
         require_basics(data["skipped"])
         lanes = {lane: cell for lane, cell in lanes.items() if lane in workers.running}
         full = [lane for lane in lanes if names[lane] in ALWAYS]
-        found = measure(workers.running, lanes, args.rounds, args.patience, full)
+        found = measure(workers.running, lanes, args.rounds, args.patience, full, alone=True)
     finally:
         workers.close()
     left_out = {lane: result["left_out"] for lane, result in found.items() if "left_out" in result}
@@ -525,6 +531,8 @@ def style(name: str) -> dict[str, Any]:
     """How an implementation is drawn: ours stands out, and each keeps its color."""
     if name == "ours":
         return {"label": name, "color": "black", "linewidth": 2.2, "zorder": 5}
+    if name == "feed_forward":
+        return {"label": "feed_forward (our dense)", "color": "black", "linewidth": 1.2, "linestyle": ":"}
     return {"label": name, "color": "0.6" if name == "dense" else f"C{PEERS.index(name)}", "linewidth": 1.2}
 
 

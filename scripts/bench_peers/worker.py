@@ -2,7 +2,9 @@
 
 It reads one JSON object per line from standard input and answers each with one on standard output:
     {"do": "prepare", "cell": {...}}     -> {"seconds": how long a first call took} or {"unsupported": reason}
-    {"do": "sample", "repetitions": n}   -> {"seconds": mean of n calls, each timed alone}
+    {"do": "sample", "repetitions": n, "alone": bool} -> {"seconds": mean of n calls, each timed by itself}; if `alone`,
+                                            one call warms up, and at the end memory goes back to the system
+    {"do": "release"}                    -> {"released": whether freed memory went back to the system}
     {"do": "peak"}                       -> {"peak_bytes": extra memory at the worst moment of one call}
 Before the first question it says {"ready": version} or {"missing": reason}. Other output goes to standard error.
 """
@@ -42,7 +44,6 @@ class Bench:
         """Build the layer, unless the last cell differs in tokens and mode alone, and call it once."""
         self.cell = Cell(**cell)
         shape = Cell(**{**cell, "tokens": 0, "mode": ""})
-        give_back_freed_memory()
         try:
             self.cell.require_memory(self.cell.expert_bytes)
             self.check(self.cell)
@@ -81,20 +82,24 @@ class Bench:
         self.forget_gradients()
         return elapsed
 
-    def sample(self, repetitions: int) -> dict[str, Any]:
-        return {"seconds": statistics.fmean(self.timed() for _ in range(repetitions))}
+    def sample(self, repetitions: int, alone: bool) -> dict[str, Any]:
+        if alone:
+            self.timed()
+        mean = statistics.fmean(self.timed() for _ in range(repetitions))
+        if alone:
+            self.release()
+        return {"seconds": mean}
+
+    def release(self) -> dict[str, Any]:
+        """Give the system what was freed; between two such questions it stays with the process."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        return {"released": trim is not None and bool(trim(0))}
 
     def peak(self) -> dict[str, Any]:
         extra = peak_bytes(self.call, self.cell.device)
         self.forget_gradients()
+        self.release()
         return {"peak_bytes": extra}
-
-
-def give_back_freed_memory() -> None:
-    """Between cells; within one, freed memory stays with the process."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def main(name: str, device: str, threads: int) -> None:
