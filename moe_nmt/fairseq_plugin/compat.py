@@ -157,6 +157,6 @@ def install() -> None:
     keep_freed_memory()
     if not kernels.LOADED:
         logger.warning(
-            "moe_nmt's compiled operators are missing, so experts are slower on a CPU; "
-            "build them with: pip install --no-build-isolation moe_nmt"
+            "moe_nmt's compiled operators are missing or were built for another torch, so experts are slower on a CPU; "
+            "build them again, in the folder of its setup.py: pip install --no-build-isolation ."
         )

@@ -18,9 +18,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def _load() -> bool:
-    """Load the compiled operators; False if they were not built or this CPU lacks what they need."""
+    """Load the compiled operators. False: not built, or built for another torch, or more than this CPU can do."""
     for library in Path(__file__).parent.glob("_kernels*.so"):
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        try:
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        except OSError:
+            return False
         return bool(torch.ops.moe_nmt.available())
     return False
 

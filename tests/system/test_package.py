@@ -60,3 +60,14 @@ def test_the_core_works_from_the_wheel_without_fairseq(unpacked):
 from moe_nmt.moe import ROUTERS, kernels
 print(*ROUTERS.entries(), kernels.LOADED, "fairseq" in sys.modules)"""
     assert python(unpacked, "-c", code).stdout.split() == ["top_k", "True", "False"]
+
+
+@pytest.mark.parametrize("content", [None, b"rubbish"])
+def test_compiled_operators_that_do_not_load_are_done_without(unpacked, tmp_path, content):
+    site = tmp_path / "site"
+    shutil.copytree(unpacked, site)
+    library = site / "moe_nmt/moe/_kernels.so"
+    library.unlink()
+    if content is not None:
+        library.write_bytes(content)
+    assert python(site, "-c", "from moe_nmt.moe import kernels; print(kernels.LOADED)").stdout.split() == ["False"]
