@@ -1,8 +1,8 @@
 """How fast and how large one MoE layer is: against a dense network, against what the machine can do, and against peers.
 
-    python scripts/bench_moe_layer.py --json moe_layer.json --plot moe_layer.png           # the grid: about 40 minutes
-    python scripts/bench_moe_layer.py --quick                                              # a part of it: 4 minutes
-    python scripts/bench_moe_layer.py --scaling --json scaling.json --plot scaling.png     # growing work: 12 minutes
+    python scripts/bench_moe_layer.py --json moe_layer.json --plot moe_layer.png --patience 2.5   # the grid: 20 minutes
+    python scripts/bench_moe_layer.py --quick   # a part of it: 2 minutes
+    python scripts/bench_moe_layer.py --scaling --k 1 --json scaling.json --plot scaling.png  # growing work: 5 minutes
 
 What is timed: one feed-forward layer with its router, dispatch, experts and combination, on random tokens. In training
 the load-balancing loss is part of it, with a backward pass to the input and to all weights; gradients are set to None

@@ -14,7 +14,7 @@ step "2/6 corpus: English and 9 languages in 7 scripts, from the Unicode CLDR" "
 bash data_prep/cldr.sh "$run/corpus" --languages deu,fra,spa,rus:6000,ell,heb,hin:1500,jpn,kat:500
 bash data_prep/prepare.sh "$run/corpus" --vocab-size 2400
 
-step "3/6 training transformer_moe_tiny: 2+2 layers, 4 experts in every second, 2 of them per token" "4 to 8 minutes"
+step "3/6 training transformer_moe_tiny: 2+2 layers, 4 experts in every second, 2 of them per token" "3 to 8 minutes"
 train "$run" 2500 --arch transformer_moe_tiny --moe-freq 2 --moe-router 'top_k(k=2)' --moe-experts 'ffn(count=4)' \
     --moe-losses '[load_balancing(weight=0.01)]' --label-smoothing 0.1 --dropout 0 --clip-norm 1 \
     --sampling-method temperature --sampling-temperature 5 --max-tokens 1200 --lr 0.005 --warmup-updates 300

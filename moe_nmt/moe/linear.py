@@ -1,7 +1,7 @@
 """Linear maps that are fast on every CPU.
 
 In float32 torch multiplies with MKL, which on processors that are not Intel's uses no AVX-512; oneDNN, which torch also
-carries, does. On a Zen 5 it is 2 to 2.4 times as fast.
+carries, does (`feed_forward` against `dense` in scripts/bench_moe_layer.py).
 """
 
 from __future__ import annotations

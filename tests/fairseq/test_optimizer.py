@@ -68,3 +68,11 @@ def test_touched_only_wants_to_see_experts(corpus, tmp_path, flags):
     done = run(corpus.train_command(tmp_path, 3, *TOUCHED_ONLY, *flags))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("moe_nmt: error: --moe-adam-touched-only finds no experts")
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_and_can_be_taken_without_its_state(corpus, tmp_path):
+    must_run(corpus.train_command(tmp_path, 2, "--disable-validation"))
+    refused = run(corpus.train_command(tmp_path, 4, "--disable-validation", *MOE_ADAM))
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "--reset-optimizer" in refused.stderr.splitlines()[-1]
+    must_run(corpus.train_command(tmp_path, 4, "--disable-validation", *MOE_ADAM, "--reset-optimizer"))

@@ -34,9 +34,11 @@ using at::Tensor;
 constexpr int64_t kForwardRows = 128;   // rows of a block in the forward pass
 constexpr int64_t kBackwardRows = 512;  // rows of a block in the backward pass
 constexpr int64_t kInner = 256;         // columns of F in a block
-constexpr int64_t kDepth = 128;        // inner dimension of one call of the micro-kernel
+constexpr int64_t kDepth = 128;         // inner dimension of one call of the micro-kernel
+constexpr int64_t kTileRows = 64;       // rows of one call of the micro-kernel
 constexpr int64_t kRowMultiple = 4;     // blocks are padded to so many rows, to bound the number of micro-kernels
 constexpr int64_t kColumnMultiple = 16;
+constexpr int64_t kWeightsInRows = 64;  // reading the weights takes about as long as computing so many rows
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -45,8 +47,8 @@ void multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, cons
               int64_t ldc, bool add) {
   for (int64_t j = 0; j < n; j += kInner) {
     for (int64_t l = 0; l < k; l += kDepth) {
-      for (int64_t i = 0; i < m; i += 64) {
-        at::native::cpublas::brgemm(std::min<int64_t>(64, m - i), std::min(kInner, n - j), std::min(kDepth, k - l), lda,
+      for (int64_t i = 0; i < m; i += kTileRows) {
+        at::native::cpublas::brgemm(std::min(kTileRows, m - i), std::min(kInner, n - j), std::min(kDepth, k - l), lda,
                                     ldb, ldc, add || l > 0, a + i * lda + l, b + l * ldb + j, c + i * ldc + j);
       }
     }
@@ -177,7 +179,7 @@ double imbalance(const std::vector<Task>& tasks) {
   std::vector<double> busy(at::get_num_threads(), 0.0);
   double total = 0;
   for (const Task& task : tasks) {
-    const double cost = static_cast<double>(task.width) * (task.rows + 64);  // reading the weights counts like 64 rows
+    const double cost = static_cast<double>(task.width) * (task.rows + kWeightsInRows);
     *std::min_element(busy.begin(), busy.end()) += cost;
     total += cost;
   }
