@@ -5,7 +5,7 @@ Shape letters: N tokens, E experts, A assignments, D model width, L languages.
 
 import torch
 
-from moe_nmt.moe import DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer, RoutingContext
+from moe_nmt.moe import BRANCHES, DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer, RoutingContext
 from moe_nmt.moe.routing import Routing
 from moe_nmt.registry import Spec
 
@@ -13,6 +13,7 @@ TOKENS, EXPERT_COUNT, DIM, FFN_DIM, LANGUAGES = 24, 4, 8, 16, 3
 SUPPLIED = {"dim": DIM, "ffn_dim": FFN_DIM, "num_experts": EXPERT_COUNT}
 REQUIRED = {
     "count": EXPERT_COUNT,
+    "clusters": 2,
     "value": 0.5,
     "start": 0.25,
     "end": 0.75,
@@ -36,8 +37,9 @@ def tokens(count=TOKENS, dim=DIM, dtype=torch.float32):
 
 
 def context(count=TOKENS):
-    """A context in which everything is known."""
-    return RoutingContext(torch.arange(count) % 11 + 4, torch.arange(count) % LANGUAGES, torch.arange(count) % 2)
+    """A context in which everything is known of the tokens."""
+    number_N = torch.arange(count)
+    return RoutingContext(number_N % 11 + 4, number_N % LANGUAGES, number_N % 2, number_N % 5)
 
 
 def make_layer(
@@ -54,8 +56,8 @@ def make_layer(
         ROUTERS.build(router, dim=dim, num_experts=built.num_experts),
         built,
         DISPATCHERS.build(dispatcher),
-        [REGULARIZERS.build(regularizer) for regularizer in regularizers],
-        branch,
+        [REGULARIZERS.build(regularizer, num_experts=built.num_experts) for regularizer in regularizers],
+        BRANCHES.build(branch, dim=dim, ffn_dim=ffn_dim) if isinstance(branch, str) else branch,
     )
 
 

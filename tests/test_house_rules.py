@@ -23,7 +23,7 @@ PACKAGE_FLOORS = [
     {"__main__"},
 ]
 CORE_FLOORS = [
-    {"routing", "activations", "grouped_linear", "kernels", "linear"},
+    {"routing", "activations", "grouped_linear", "initialization", "kernels", "linear"},
     {"feed_forward"},
     {"routers", "experts", "regularizers", "branches", "losses"},
     {"dispatch"},

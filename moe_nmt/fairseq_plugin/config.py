@@ -47,6 +47,10 @@ class TransformerMoEConfig:
     decoder_moe_freq: int | None = _option(None, "the same for the decoder alone")
     moe_router: str = _option("top_k(k=2)", "the router, written name(option=value); see `moe-nmt methods`")
     moe_experts: str = _option("ffn(count=8)", "kind and number of experts per layer")
+    moe_expert_dropout: float | None = _option(None, "dropout on the experts' outputs; None: as --dropout")
+    moe_expert_activation_dropout: float | None = _option(
+        None, "dropout after the experts' activation (Switch's expert dropout, 0.4); None: as --activation-dropout"
+    )
     moe_dispatch: str = _option("sorted", "how tokens are brought to their experts")
     moe_regularizers: str = _option("[]", "list of regularizers of the layer, for example [eom(p=0.2)]")
     moe_branch: str = _option("", "what is computed beside the experts; empty: nothing")
@@ -66,8 +70,16 @@ class TransformerMoEConfig:
     @classmethod
     def _kinds(cls) -> dict[Any, Any]:
         hints = get_type_hints(cls)
-        kinds = {bool: _boolean, int | None: int}
+        kinds = {bool: _boolean, int | None: int, float | None: float}
         return {option: kinds.get(hints[option.name], hints[option.name]) for option in fields(cls)}
+
+    def expert_dropout(self) -> dict[str, float]:
+        """The dropout inside experts, by the names of their constructor's arguments."""
+        output, activation = self.moe_expert_dropout, self.moe_expert_activation_dropout
+        return {
+            "dropout": self.dropout if output is None else output,
+            "activation_dropout": self.activation_dropout if activation is None else activation,
+        }
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> TransformerMoEConfig:
@@ -86,6 +98,9 @@ class TransformerMoEConfig:
             dim, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_attention_heads")
             if dim % heads:
                 raise UserError(f"--{side}-attention-heads {heads} does not divide --{side}-embed-dim {dim}.")
+        for name in ("moe_expert_dropout", "moe_expert_activation_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 0 and below 1.")
         for name in ("moe_freq", "encoder_moe_freq", "decoder_moe_freq"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 (no experts) or a layer interval, not negative.")

@@ -34,10 +34,12 @@ class RealTokens(NamedTuple):
         flat = tokens.t().reshape(-1)
         index = flat.ne(padding_idx).nonzero().squeeze(1)
 
-        def spread(language: Tensor | None) -> Tensor | None:
-            return None if language is None else language[index % tokens.shape[0]]
+        sentence = index % tokens.shape[0]
 
-        context = RoutingContext(flat[index], spread(source_language), spread(target_language))
+        def spread(language: Tensor | None) -> Tensor | None:
+            return None if language is None else language[sentence]
+
+        context = RoutingContext(flat[index], spread(source_language), spread(target_language), sentence)
         return cls(None if index.numel() == flat.numel() else index, context)
 
     @classmethod

@@ -43,8 +43,9 @@ def build_feed_forward(config: TransformerMoEConfig, side: str, layer: int) -> n
     }
     if freq == 0 or (layer + 1) % freq:
         return DenseFeedForward(**supplied)
-    experts = EXPERTS.build(config.moe_experts, **supplied)
-    supplied |= {"num_experts": experts.num_experts, "causal": side == "decoder"}
+    experts = EXPERTS.build(config.moe_experts, **supplied | config.expert_dropout())
+    number = layer + (config.encoder_layers if side == "decoder" else 0)
+    supplied |= {"num_experts": experts.num_experts, "causal": side == "decoder", "layer": number}
     return MoEFeedForward(
         MoELayer(
             ROUTERS.build(config.moe_router, **supplied),

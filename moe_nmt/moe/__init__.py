@@ -8,7 +8,16 @@ from moe_nmt.moe.losses import LOSSES
 from moe_nmt.moe.recording import LayerRecord, RoutingStatistics, record_routing, summarize
 from moe_nmt.moe.regularizers import REGULARIZERS
 from moe_nmt.moe.routers import ROUTERS
-from moe_nmt.moe.routing import MoERecord, Routing, RoutingContext, drop_overflow, expert_load, keep, with_weight
+from moe_nmt.moe.routing import (
+    BranchGate,
+    MoERecord,
+    Routing,
+    RoutingContext,
+    drop_overflow,
+    expert_load,
+    keep,
+    with_weight,
+)
 
 __all__ = [
     "BRANCHES",
@@ -17,6 +26,7 @@ __all__ = [
     "LOSSES",
     "REGULARIZERS",
     "ROUTERS",
+    "BranchGate",
     "LayerRecord",
     "MoELayer",
     "MoERecord",

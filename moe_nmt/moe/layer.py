@@ -22,10 +22,10 @@ class MoELayer(nn.Module):
     """A sparse mixture of experts, in the place of a feed-forward block.
 
     The forward pass:
-      1. The router assigns tokens to experts.
-      2. Regularizers may change the assignments.
+      1. The router assigns tokens to experts; regularizers may rule out experts before, and change assignments after.
+      2. A branch may open or shut the way to the experts, token by token.
       3. The dispatcher brings each token to its experts, and sums their weighted outputs.
-      4. Regularizers may change the output, and a branch may mix it with what is computed beside it.
+      4. The branch mixes that with what it computes beside it; regularizers may change the result.
 
     `record_routing` sees the record of every call; the layer knows neither losses nor statistics.
     """
@@ -48,14 +48,18 @@ class MoELayer(nn.Module):
     def forward(self, x_ND: Tensor, context: RoutingContext | None = None) -> tuple[Tensor, MoERecord]:
         """`x_ND`: float, tokens without padding (N may be 0). Returns the output, like `x_ND`, and the record."""
         context = context or RoutingContext()
-        routing = self.router(x_ND, context)
+        gate = None
         regularizers = cast(Iterable[Regularizer], self.regularizers)
         for regularizer in regularizers:
-            routing = regularizer.on_routing(routing)
-        y_ND = self.dispatcher(x_ND, routing, self.experts)
-        gate_N = None
+            context = regularizer.on_context(context)
+        routing = self.router(x_ND, context)
+        for regularizer in regularizers:
+            routing = regularizer.on_routing(routing, context)
         if self.branch is not None:
-            y_ND, gate_N = self.branch(x_ND, y_ND)
+            routing, gate = self.branch.open(x_ND, routing)
+        y_ND = self.dispatcher(x_ND, routing, self.experts)
+        if self.branch is not None:
+            y_ND = self.branch(x_ND, y_ND, gate)
         for regularizer in regularizers:
             y_ND = regularizer.on_output(y_ND)
-        return y_ND, MoERecord(routing, context, gate_N)
+        return y_ND, MoERecord(routing, context, gate)

@@ -67,3 +67,15 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class Float32Linear(nn.Linear):
+    """A linear map that multiplies in float32 whatever the dtype of weights and input, and answers in float32.
+
+    For the small maps that decide on routes: Fedus et al. 2022 (Switch), section 2.4, selective precision.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return functional.linear(x.float(), self.weight.float(), bias)

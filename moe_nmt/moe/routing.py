@@ -18,11 +18,15 @@ class RoutingContext(NamedTuple):
     """What is known of the N tokens beside their vectors. None: not known in this model or batch.
 
     `token_N`: int64, dictionary index. `source_language_N`, `target_language_N`: int64, index into the language list.
+    `sentence_N`: int64, row of the batch. `allowed_E`: bool, in the host's memory, True = the router may choose that
+    expert; None: all of them.
     """
 
     token_N: Tensor | None = None
     source_language_N: Tensor | None = None
     target_language_N: Tensor | None = None
+    sentence_N: Tensor | None = None
+    allowed_E: Tensor | None = None
 
 
 class Routing(NamedTuple):
@@ -42,12 +46,19 @@ class Routing(NamedTuple):
     dropped_E: Tensor | None = None
 
 
+class BranchGate(NamedTuple):
+    """How a branch mixes: `gate_N`, float32, the factor of the experts' output; `budget`, the mean that it aims at."""
+
+    gate_N: Tensor
+    budget: float
+
+
 class MoERecord(NamedTuple):
-    """One call of one `MoELayer`: the routing that was carried out, its context, and the branch's gate (float [N])."""
+    """One call of one `MoELayer`: the routing that was carried out, its context, and the gate of the branch, if any."""
 
     routing: Routing
     context: RoutingContext
-    gate_N: Tensor | None = None
+    gate: BranchGate | None = None
 
 
 def num_tokens(routing: Routing) -> int:

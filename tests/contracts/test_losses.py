@@ -10,7 +10,13 @@ from moe_nmt.moe import LOSSES, record_routing
 from moe_nmt.schedules import Schedule
 from tests.parts import context, examples, make_layer, tokens
 
+BRANCH = {"gate_budget": "conditional"}
+"""The branch without which a loss has nothing to say."""
 every_loss = pytest.mark.parametrize("spec", list(map(str, examples(LOSSES))))
+
+
+def make(spec, router="top_k(k=2)"):
+    return make_layer(router, branch=BRANCH.get(spec))
 
 
 def records_of(layers, count=24, dtype=torch.float32):
@@ -26,14 +32,14 @@ def records_of(layers, count=24, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_loss_is_a_finite_float32_scalar(spec, layers, dtype):
-    value = LOSSES.build(spec)(records_of([make_layer() for _ in range(layers)], dtype=dtype))
+    value = LOSSES.build(spec)(records_of([make(spec) for _ in range(layers)], dtype=dtype))
     assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
 
 
 @every_loss
 @pytest.mark.parametrize("router", ["top_k(k=2)", "top_k(k=1, capacity_factor=0.5)"])
 def test_without_tokens_it_is_finite_and_so_are_its_gradients(spec, router):
-    layer = make_layer(router)
+    layer = make(spec, router)
     value = LOSSES.build(spec)(records_of([layer], count=0))
     assert value.isfinite() and value.dtype == torch.float32
     value.backward()
@@ -41,11 +47,12 @@ def test_without_tokens_it_is_finite_and_so_are_its_gradients(spec, router):
 
 
 @every_loss
-def test_the_gradient_reaches_every_router(spec):
-    layers = [make_layer(), make_layer("top_k(k=1)")]
+def test_the_gradient_reaches_every_router_or_gate(spec):
+    layers = [make(spec), make(spec, "top_k(k=1)")]
     LOSSES.build(spec)(records_of(layers)).backward()
     for layer in layers:
-        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in layer.router.parameters())
+        part = layer.branch.gate if spec in BRANCH else layer.router
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
 
 
 @every_loss

@@ -7,15 +7,24 @@ import pytest
 import torch
 
 from moe_nmt.moe import REGULARIZERS
+from moe_nmt.moe.routing import RoutingContext
 from moe_nmt.registry import Spec
-from tests.parts import TOKENS, examples, make_layer, make_routing, tokens
+from tests.parts import EXPERT_COUNT, SUPPLIED, TOKENS, context, examples, make_layer, make_routing, tokens
 
 SPECS = list(map(str, examples(REGULARIZERS)))
-WITH_RATE = [str(Spec(name, {"p": 0.0})) for name, entry in REGULARIZERS.entries().items() if "p" in entry.options]
+WITH_RATE = [
+    str(Spec(example.name, example.options | {"p": 0.0}))
+    for example in examples(REGULARIZERS)
+    if "p" in REGULARIZERS.entry(example.name).options
+]
 every_regularizer = pytest.mark.parametrize("spec", SPECS)
 in_training_and_evaluation = pytest.mark.parametrize("training", [True, False])
 ROUTING = make_routing([(t, (t + s) % 4, 0.5 + 0.01 * t) for s in (0, 1) for t in range(TOKENS)], TOKENS, 4)
 EMPTY = make_routing([], 0, 4)
+
+
+def build(spec):
+    return REGULARIZERS.build(spec, **SUPPLIED)
 
 
 def check_form(changed, routing):
@@ -30,8 +39,13 @@ def check_form(changed, routing):
 @in_training_and_evaluation
 @pytest.mark.parametrize("routing", [ROUTING, EMPTY], ids=["some", "none"])
 def test_form_is_kept(spec, training, routing):
-    regularizer = REGULARIZERS.build(spec).train(training)
-    check_form(regularizer.on_routing(routing), routing)
+    regularizer = build(spec).train(training)
+    known = context(routing.prob_NE.shape[0])
+    allowed_E = regularizer.on_context(known).allowed_E
+    if allowed_E is not None:
+        assert allowed_E.dtype == torch.bool and allowed_E.shape == (EXPERT_COUNT,) and allowed_E.any()
+    for of_tokens in (known, RoutingContext()):
+        check_form(regularizer.on_routing(routing, of_tokens), routing)
     for dtype in (torch.float32, torch.bfloat16):
         y_ND = tokens(routing.prob_NE.shape[0], dtype=dtype)
         changed_ND = regularizer.on_output(y_ND)
@@ -41,8 +55,9 @@ def test_form_is_kept(spec, training, routing):
 @pytest.mark.parametrize("spec", WITH_RATE)
 @in_training_and_evaluation
 def test_rate_zero_changes_nothing(spec, training):
-    regularizer, y_ND = REGULARIZERS.build(spec).train(training), tokens()
-    changed = regularizer.on_routing(ROUTING)
+    regularizer, y_ND = build(spec).train(training), tokens()
+    assert regularizer.on_context(context()).allowed_E is None
+    changed = regularizer.on_routing(ROUTING, context())
     assert all(torch.equal(a, b) for a, b in zip(changed[:5], ROUTING[:5], strict=True))
     assert torch.equal(regularizer.on_output(y_ND), y_ND)
 

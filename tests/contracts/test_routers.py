@@ -27,7 +27,7 @@ def build(spec):
 
 
 def permuted(order_N):
-    return RoutingContext(*[values_N[order_N] for values_N in context()])
+    return RoutingContext(*[values_N[order_N] for values_N in context() if values_N is not None])
 
 
 @every_router
@@ -106,3 +106,19 @@ def test_no_tokens_give_no_routes(spec, training):
 def test_experts_per_token_is_what_a_token_gets_when_none_is_dropped(spec):
     router = build(spec).eval()
     assert len(edges(router(tokens(), context()))) == router.experts_per_token * TOKENS
+
+
+@every_router
+@pytest.mark.parametrize("training", [True, False])
+def test_experts_that_are_ruled_out_get_nothing_and_the_scores_stay(spec, training):
+    router, x_ND = build(spec).train(training), tokens()
+    allowed_E = torch.tensor([False, True, True, True])
+
+    def route(known):
+        torch.manual_seed(3)
+        return router(x_ND, known)
+
+    plain, restricted = route(context()), route(context()._replace(allowed_E=allowed_E))
+    assert 0 in plain.expert_A and 0 not in restricted.expert_A
+    assert torch.equal(plain.prob_NE, restricted.prob_NE) and torch.equal(plain.logit_NE, restricted.logit_NE)
+    assert restricted.weight_A.isfinite().all() and (restricted.weight_A > 0).all()

@@ -148,3 +148,39 @@ def test_a_routing_without_tokens_costs_nothing():
     empty = MoERecord(Routing(*make_routing([], 0, 4)), RoutingContext())
     assert loss("load_balancing", empty).item() == 0.0
     assert loss("z_loss", empty).item() == 0.0
+
+
+def cluster_variance(prob_NE, clusters, **options):
+    """The loss without its factor E^2."""
+    record = record_of_probabilities(prob_NE)
+    options = "".join(f", {name}={value}" for name, value in options.items())
+    return loss(f"cluster_variance(clusters={clusters}{options})", record).item() / record.routing.prob_NE.shape[1] ** 2
+
+
+def test_equal_probabilities_in_the_chosen_cluster_have_no_variance_within():
+    prob_NE = [[0.35, 0.35, 0.1, 0.2], [0.05, 0.15, 0.4, 0.4]]
+    assert cluster_variance(prob_NE, 2, between=0.0) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_uniform_probabilities_have_no_variance_between_clusters():
+    assert cluster_variance([[0.125] * 8] * 3, 4) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_all_mass_on_one_cluster_equally_is_the_minimum():
+    clusters, size = 4, 2
+    prob_NE = torch.full((3, 8), 1e-30)
+    prob_NE[:, 2:4] = 0.5
+    expected = -((1 / size) ** 2) * (clusters - 1) / clusters**2
+    assert cluster_variance(prob_NE, clusters) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cluster_variance_by_hand():
+    prob_NE = [[0.5, 0.1, 0.3, 0.1], [0.2, 0.2, 0.15, 0.45]]
+    within = (0.2**2 + 0.15**2) / 2
+    between = (0.05**2 + 0.05**2) / 2
+    assert cluster_variance(prob_NE, 2, between=0.5) == pytest.approx(within - 0.5 * between)
+
+
+def test_clusters_that_do_not_divide_the_experts_are_refused():
+    with pytest.raises(ValueError, match="cluster_variance: clusters must divide the number of experts, 4; 3 does not"):
+        cluster_variance([[0.25] * 4], 3)

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from moe_nmt.moe import REGULARIZERS, MoELayer, RoutingContext, with_weight
+from moe_nmt.moe import LOSSES, REGULARIZERS, MoELayer, RoutingContext, with_weight
 from moe_nmt.moe.dispatch.reference import ReferenceDispatcher
 from moe_nmt.moe.experts import Experts
 from moe_nmt.moe.routers import Router
@@ -60,7 +60,8 @@ def test_mean_and_variance(name, variance, values):
 
 def test_expert_output_masks_are_independent_for_every_token_and_expert():
     _, record = constant_layer(f"eom(p={P})")(torch.zeros(COUNT, 1))
-    masked_KN = (record.routing.weight_A == 0).view(2, COUNT)
+    masked_KN = torch.ones(2, COUNT, dtype=torch.bool)
+    masked_KN[record.routing.expert_A, record.routing.token_A] = False
     joint = {(0, 0): (1 - P) ** 2, (0, 1): (1 - P) * P, (1, 0): P * (1 - P), (1, 1): P**2}
     for (first, second), probability in joint.items():
         share = ((masked_KN[0] == first) & (masked_KN[1] == second)).double().mean().item()
@@ -83,23 +84,58 @@ def test_evaluation_of_a_trained_layer_is_one_minus_p_times_the_plain_one(name):
     torch.testing.assert_close(masked_ND, 0.75 * layer(x_ND)[0])
 
 
-def forced(regularizer, mask):
-    regularizer.mask = lambda like: torch.tensor(mask).view_as(like)
-    return regularizer
-
-
 @pytest.mark.parametrize(
-    ("mask", "output", "gradient"),
-    [((1.0, 0.0), 2.1, (3.0, 0.0)), ((0.0, 1.0), 1.5, (0.0, 5.0)), ((0.0, 0.0), 0.0, (0.0, 0.0))],
+    ("kept", "output", "gradient"),
+    [((True, False), 2.1, (3.0, 0.0)), ((False, True), 1.5, (0.0, 5.0)), ((False, False), 0.0, (0.0, 0.0))],
 )
-def test_a_masked_expert_contributes_neither_output_nor_gradient(mask, output, gradient):
-    eom = forced(REGULARIZERS.build("eom"), mask)
+def test_a_masked_expert_contributes_neither_output_nor_gradient(kept, output, gradient):
+    eom = REGULARIZERS.build("eom")
+    eom.kept = lambda like: torch.tensor(kept)
     weight_A = torch.tensor(G, requires_grad=True)
     routing = with_weight(FixedRouter()(torch.zeros(1, 3), RoutingContext()), weight_A)
-    y_ND = ReferenceDispatcher()(torch.zeros(1, 3), eom.on_routing(routing), ConstantExperts())
+    routing = eom.on_routing(routing, RoutingContext())
+    y_ND = ReferenceDispatcher()(torch.zeros(1, 3), routing, ConstantExperts())
     torch.testing.assert_close(y_ND, torch.full((1, 3), output))
-    y_ND[0, 0].backward()
-    assert weight_A.grad.tolist() == pytest.approx(gradient)
+    y_ND.requires_grad and y_ND[0, 0].backward()
+    assert (weight_A.grad if any(kept) else torch.zeros(2)).tolist() == pytest.approx(gradient)
+
+
+def test_masking_before_the_experts_is_masking_their_outputs():
+    """Values and all gradients of the layer equal those of multiplying the weights of masked assignments by 0."""
+    layer, x_ND = make_layer("top_k(k=3)", regularizers=["eom(p=0.4)"]), tokens().requires_grad_()
+    eom = layer.regularizers[0]
+
+    def run():
+        torch.manual_seed(5)
+        y_ND, _ = layer(x_ND)
+        return y_ND, *torch.autograd.grad(y_ND.square().sum(), [x_ND, *layer.parameters()])
+
+    taken_away = run()
+    eom.on_routing = lambda routing, _: with_weight(routing, routing.weight_A * eom.kept(routing.weight_A))
+    for found, expected in zip(taken_away, run(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_load_balancing_loss_does_not_see_the_masks(name):
+    x_ND = tokens()
+
+    def balance(regularizers):
+        torch.manual_seed(1)
+        layer = make_layer(regularizers=regularizers)
+        return LOSSES.build("load_balancing")([layer(x_ND)[1]]).item()
+
+    assert balance([f"{name}(p=0.5)"]) == balance([])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rescaled_variant_scales_in_training_and_leaves_evaluation_alone(name):
+    layer = constant_layer(f"{name}(p={P}, rescale=True)")
+    y_N = layer(torch.zeros(COUNT, 1))[0][:, 0].double()
+    variance = {"eom": 1.0656, "fom": 2.0736}[name] / (1 - P) ** 2
+    assert abs(y_N.mean().item() - 3.6) < 5 * math.sqrt(variance / COUNT)
+    assert y_N.max().item() == pytest.approx(3.6 / (1 - P))
+    torch.testing.assert_close(layer.eval()(torch.zeros(2, 1))[0], torch.full((2, 1), 3.6))
 
 
 @pytest.mark.parametrize("training", [True, False])

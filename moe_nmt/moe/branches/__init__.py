@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from moe_nmt.moe.routing import BranchGate, Routing
 from moe_nmt.registry import Registry
 
 
 class Branch(nn.Module):
     """The contract of every branch.
 
-    `forward(x_ND, y_ND)`: the layer's input and the experts' output. Returns the mixed output [N, D] and the gate
-    float [N] that says how much of the experts went in, or None if the branch has no gate.
+    `open(x_ND, routing)`, before the experts compute: what is left of the assignments, and the gate, if there is one. A
+    token whose gate is 0 needs no expert. `forward(x_ND, y_ND, gate)`, after them: the layer's input, the experts'
+    output and that gate to the mixed output [N, D], of the dtype of `y_ND`.
     """
 
-    def forward(self, x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+    def open(self, x_ND: Tensor, routing: Routing) -> tuple[Routing, BranchGate | None]:
+        return routing, None
+
+    def forward(self, x_ND: Tensor, y_ND: Tensor, gate: BranchGate | None) -> Tensor:
         raise NotImplementedError
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from moe_nmt.errors import UserError
 from moe_nmt.moe.branches import BRANCHES, Branch
 from moe_nmt.moe.feed_forward import FeedForward
+from moe_nmt.moe.routing import BranchGate
 
 
 @BRANCHES.register("residual", paper="Rajbhandari et al. 2022 (DeepSpeed-MoE, residual MoE of PR-MoE)")
@@ -35,5 +36,6 @@ class ResidualBranch(Branch):
             raise UserError(f"inner_dim must be at least 1, not {inner_dim}.")
         self.ffn = FeedForward(dim, inner_dim or ffn_dim, activation, dropout, activation_dropout)
 
-    def forward(self, x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, None]:
-        return y_ND + self.ffn(x_ND), None
+    def forward(self, x_ND: Tensor, y_ND: Tensor, gate: BranchGate | None) -> Tensor:
+        shared_ND: Tensor = self.ffn(x_ND)
+        return y_ND + shared_ND

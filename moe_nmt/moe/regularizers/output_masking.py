@@ -8,59 +8,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_nmt.errors import UserError
-from moe_nmt.moe.regularizers import REGULARIZERS, Regularizer
-from moe_nmt.moe.routing import Routing, with_weight
-from moe_nmt.schedules import Schedule, at_step
+from moe_nmt.moe.regularizers import REGULARIZERS, RateRegularizer
+from moe_nmt.moe.routing import Routing, RoutingContext, keep, with_weight
+from moe_nmt.schedules import Schedule
 
 
-class OutputMasking(Regularizer):
-    """Zero with probability p in training; in evaluation multiply by 1 - p instead. Nothing is rescaled in training.
+class OutputMasking(RateRegularizer):
+    """Masked with probability p in training, and as it is; in evaluation all of it, multiplied by 1 - p.
 
     Args:
         p: probability of being masked, 0 <= p < 1, a number or a schedule.
+        rescale: divide by 1 - p in training instead, and leave evaluation alone, as ordinary dropout does.
     """
 
-    def __init__(self, *, p: float | Schedule = 0.2):
-        super().__init__()
-        self.p = p
-        self.step = 0
-        self._rate()
+    def __init__(self, *, p: float | Schedule = 0.2, rescale: bool = False):
+        super().__init__(p)
+        self.rescale = rescale
 
-    def set_num_updates(self, num_updates: int) -> None:
-        """Called with the number of updates done, before every step."""
-        self.step = num_updates
+    def factor(self) -> float:
+        """What the outputs that are there are multiplied with."""
+        if self.training == self.rescale:
+            return 1 / (1 - self.rate()) if self.rescale else 1 - self.rate()
+        return 1.0
 
-    def get_extra_state(self) -> Tensor:
-        """The step, kept in the checkpoint so that evaluation uses the rate that training had reached."""
-        return torch.tensor(self.step)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.step = int(state)
-
-    def _rate(self) -> float:
-        p = at_step(self.p, self.step)
-        if not 0 <= p < 1:
-            raise UserError(f"p must be at least 0 and below 1, not {p}.")
-        return p
-
-    def mask(self, like: Tensor) -> Tensor:
-        """Factors of the shape and dtype of `like`: in training 0 with probability p, else 1, drawn independently.
-
-        At p = 0 no random number is drawn, so that a model without masking is reproduced exactly.
-        """
-        p = self._rate()
-        if not self.training or p == 0:
-            return torch.full_like(like, 1 - p)
-        return (torch.rand_like(like, dtype=torch.float32) >= p).to(like.dtype)
+    def kept(self, like: Tensor) -> Tensor:
+        """bool, of the shape of `like`, False with probability p, drawn independently."""
+        return torch.rand_like(like, dtype=torch.float32) >= self.rate()
 
 
 @REGULARIZERS.register("eom", paper="Elbayad, Sun & Bhosale 2023 (2212.07571)")
 class ExpertOutputMasking(OutputMasking):
-    """EOM: masks the output of each chosen expert for each token, independently, before they are combined."""
+    """EOM: masks the output of each chosen expert for each token, independently, before they are combined.
 
-    def on_routing(self, routing: Routing) -> Routing:
-        return with_weight(routing, routing.weight_A * self.mask(routing.weight_A))
+    A masked assignment is taken away before the expert computes it: the same values and gradients for less work.
+    """
+
+    def on_routing(self, routing: Routing, context: RoutingContext) -> Routing:
+        if self.rate() == 0:
+            return routing
+        if self.training:
+            routing = keep(routing, self.kept(routing.weight_A))
+        return with_weight(routing, routing.weight_A * self.factor())
 
 
 @REGULARIZERS.register("fom", paper="Elbayad, Sun & Bhosale 2023 (2212.07571)")
@@ -68,4 +56,7 @@ class FinalOutputMasking(OutputMasking):
     """FOM: masks the combined output of the layer for each token, before the residual sum."""
 
     def on_output(self, y_ND: Tensor) -> Tensor:
-        return y_ND * self.mask(y_ND[:, :1])
+        if self.rate() == 0:
+            return y_ND
+        y_ND = y_ND * self.factor()
+        return y_ND * self.kept(y_ND[:, :1]).to(y_ND.dtype) if self.training else y_ND

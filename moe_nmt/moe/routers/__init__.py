@@ -5,9 +5,10 @@ Shape letters: N tokens (no padding), E experts, A assignments, D model width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from moe_nmt.moe.initialization import truncated_normal_
+from moe_nmt.moe.linear import Float32Linear
 from moe_nmt.moe.routing import Routing, RoutingContext
 from moe_nmt.registry import Registry
 
@@ -17,7 +18,8 @@ class Router(nn.Module):
 
     `forward(x_ND, context)`: `x_ND` float of any dtype, tokens without padding, N may be 0. Returns a `Routing` whose
     scores and weights are float32 whatever the dtype of `x_ND`. In evaluation the same input gives the same routing,
-    and the route of a token depends on that token and `context` alone unless the class says otherwise.
+    and the route of a token depends on that token and `context` alone unless the class says otherwise. No assignment
+    goes to an expert that `context.allowed_E` rules out; the scores are those of all experts all the same.
     `experts_per_token` is how many experts compute a token when none is dropped (for counting active parameters).
     """
 
@@ -27,18 +29,19 @@ class Router(nn.Module):
         raise NotImplementedError
 
 
-class Gate(nn.Linear):
-    """The linear map from a token to one score per expert, without bias.
+class Gate(Float32Linear):
+    """The linear map from a token to one float32 score per expert, without bias.
 
-    It multiplies in float32 whatever the dtype of weights and input (selective precision: Fedus et al. 2022, 2.4).
+    Args:
+        dim: D.
+        num_experts: E.
+        init_scale: see `truncated_normal_`; None: as `nn.Linear` draws its weights.
     """
 
-    def __init__(self, dim: int, num_experts: int):
+    def __init__(self, dim: int, num_experts: int, init_scale: float | None = None):
         super().__init__(dim, num_experts, bias=False)
-
-    def forward(self, x_ND: Tensor) -> Tensor:
-        with torch.autocast(x_ND.device.type, enabled=False):
-            return nn.functional.linear(x_ND.float(), self.weight.float())
+        if init_scale is not None:
+            truncated_normal_(self.weight, init_scale, fan_in=dim)
 
 
 ROUTERS: Registry[Router] = Registry("router", __name__)

@@ -46,6 +46,8 @@ class TopKRouter(Router):
             `position` goes by the order of the tokens, `probability` by the best probability of the token
             (batch-prioritised routing, Riquelme et al. 2021), which looks at later tokens: a decoder refuses it.
         jitter: in training the router's input is multiplied by uniform noise from [1 - jitter, 1 + jitter].
+        init_scale: draw the gate from a truncated normal distribution of variance init_scale / D (Switch: 0.1); None:
+            as `nn.Linear` does.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class TopKRouter(Router):
         min_capacity: int = 1,
         priority: Literal["position", "probability"] = "position",
         jitter: float = 0.0,
+        init_scale: float | None = None,
     ):
         super().__init__()
         if not 1 <= k <= num_experts:
@@ -74,7 +77,7 @@ class TopKRouter(Router):
         for name, factor in (("capacity_factor", capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
             if factor is not None and factor <= 0:
                 raise UserError(f"{name} must be above 0, or None for dropless routing, not {factor}.")
-        self.gate = Gate(dim, num_experts)
+        self.gate = Gate(dim, num_experts, init_scale)
         self.k = self.experts_per_token = k
         self.normalize = normalize or ("none" if k == 1 else "after_dropping")
         self.second_expert = second_expert
@@ -88,8 +91,13 @@ class TopKRouter(Router):
             x_ND = x_ND.float() * torch.empty_like(x_ND, dtype=torch.float32).uniform_(1 - self.jitter, 1 + self.jitter)
         logit_NE = self.gate(x_ND)
         prob_NE = logit_NE.softmax(-1)
-        expert_NK = self._choose(logit_NE)
-        weight_NK = prob_NE.gather(1, expert_NK)
+        if context.allowed_E is None:
+            expert_NK = self._choose(logit_NE)
+            weight_NK = prob_NE.gather(1, expert_NK)
+        else:
+            allowed_NE = self._rule_out(logit_NE, context.allowed_E)
+            expert_NK = self._choose(allowed_NE)
+            weight_NK = allowed_NE.softmax(-1).gather(1, expert_NK)
         drops = self._may_drop()
         if self.normalize == "before_dropping" or (self.normalize == "after_dropping" and not drops):
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
@@ -105,6 +113,12 @@ class TopKRouter(Router):
         if self.training:
             return self.capacity_factor is not None or (self.second_expert == "random" and self.k > 1)
         return self.eval_capacity_factor is not None
+
+    def _rule_out(self, logit_NE: Tensor, allowed_E: Tensor) -> Tensor:
+        left = int(allowed_E.sum())
+        if left < self.k:
+            raise UserError(f"only {left} experts may be chosen, but k is {self.k}: rule out fewer, or lower k.")
+        return logit_NE.masked_fill(~allowed_E.to(logit_NE.device), float("-inf"))
 
     def _choose(self, logit_NE: Tensor) -> Tensor:
         if not (self.training and self.second_expert == "sampling" and self.k > 1):
