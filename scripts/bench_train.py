@@ -1,12 +1,14 @@
 """How fast a sparse model trains: words per second of fairseq-train beside a dense Transformer of equal active FLOPs.
 
     python scripts/bench_train.py [--data FOLDER] [--updates 8] [--rounds 3] [--json FILE] [--profile FILE] [--quick]
+    python scripts/bench_train.py --cures --k 2 [...]
 
 Both are `transformer_moe_base`: the dense one with `--moe-freq 0`, the sparse one with experts of 1/k of the width, so
-that k of them compute as much. They train on the same batches in turn, each in a process of its own that starts anew in
-every round; the words per second are fairseq's, of the updates that follow a warm-up, and the ratio (higher is better)
-is the median over the rounds. Without --data, on a corpus of random words in six directions with lengths like those of
-real text, which FOLDER/data-bin keeps. --profile also writes where the time of an update goes.
+that k of them compute as much. With --cures it is the sparse one alone, plain and with each cure for over-fitting. They
+train on the same batches in turn, each in a process of its own that starts anew in every round; the words per second
+are fairseq's, of the updates that follow a warm-up, and the ratio to the first (higher is better) is the median over
+the rounds. Without --data, on a corpus of random words in six directions with lengths like those of real text, which
+FOLDER/data-bin keeps. --profile also writes where the time of an update goes.
 """
 
 from __future__ import annotations
@@ -47,6 +49,19 @@ FFN_DIM = 2048
 WORDS = 8000
 PAIRS = {"train": (8000, 4000, 2000), "valid": (20, 20, 20)}
 """Sentence pairs of English with each of the other languages."""
+
+
+CURES = {
+    "overall dropout": "--dropout 0.3",
+    "expert dropout": "--moe-expert-activation-dropout 0.4",
+    "EOM": "--moe-regularizers eom(p=0.2)",
+    "FOM": "--moe-regularizers fom(p=0.2)",
+    "Gate-Drop": "--moe-regularizers gating_dropout(p=0.3,mode=gate,local_groups=4)",
+    "Gate-Expert-Drop": "--moe-regularizers gating_dropout(p=0.2)",
+    "CMR": "--moe-branch conditional --moe-losses [load_balancing,gate_budget]",
+    "MoEC": "--moe-regularizers cluster_dropout(clusters=2) --moe-losses [load_balancing,cluster_variance(clusters=2)]",
+}
+"""The flags of each cure, beside those of the plain sparse model."""
 
 
 class Update(NamedTuple):
@@ -93,23 +108,37 @@ def directions(data: Path) -> list[str]:
     return [direction for pair in pairs for direction in (pair, "-".join(reversed(pair.split("-"))))]
 
 
-def train_arguments(args: argparse.Namespace, data: Path, sparse: bool) -> list[str]:
-    """What follows `fairseq-train`."""
-    shape = [
+def models(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The models to compare, the measure of the others first, with the flags of each."""
+    moe = [
         *("--moe-freq", str(args.moe_freq), "--moe-router", f"top_k(k={args.k})"),
         *("--moe-experts", f"ffn(count={args.experts},inner_dim={FFN_DIM // args.k})"),
     ]
+    if args.cures:
+        return {"moe": moe} | {name: [*moe, *flags.split(" ")] for name, flags in CURES.items()}
+    return {"dense": ["--moe-freq", "0"], "moe": moe}
+
+
+def train_arguments(args: argparse.Namespace, data: Path, model: list[str]) -> list[str]:
+    """What follows `fairseq-train`, for a model with these flags."""
     return [
         *(str(data), "--user-dir", str(ROOT / "moe_nmt"), "--task", "multilingual_translation_moe"),
         *("--lang-pairs", ",".join(directions(data)), "--encoder-langtok", "src", "--decoder-langtok"),
         *("--sampling-method", "temperature", "--sampling-temperature", "5", "--arch", "transformer_moe_base"),
-        *(shape if sparse else ["--moe-freq", "0"]),
-        *("--criterion", "moe_label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
+        *(
+            "--criterion",
+            "moe_label_smoothed_cross_entropy",
+            "--label-smoothing",
+            "0.1",
+            "--dropout",
+            str(args.dropout),
+        ),
         *("--optimizer", args.optimizer, "--adam-betas", "(0.9, 0.98)", "--lr", "0.001", "--clip-norm", "1.0"),
         *("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4000", "--max-tokens", str(args.max_tokens)),
         *("--max-update", str(args.warm_up + args.updates), "--log-format", "json", "--log-interval", "1"),
         *("--seed", "1", "--disable-validation", "--no-save"),
         *([] if torch.cuda.is_available() else ["--cpu"]),
+        *model,
         *args.flag,
     ]
 
@@ -123,9 +152,9 @@ def run_python(arguments: list[str], threads: int) -> str:
     return done.stdout
 
 
-def train(args: argparse.Namespace, data: Path, sparse: bool) -> list[Update]:
+def train(args: argparse.Namespace, data: Path, model: list[str]) -> list[Update]:
     """The updates of one training, those of the warm-up left out."""
-    command = ["-c", "from fairseq_cli.train import cli_main; cli_main()", *train_arguments(args, data, sparse)]
+    command = ["-c", "from fairseq_cli.train import cli_main; cli_main()", *train_arguments(args, data, model)]
     return list(logged_updates(run_python(command, args.threads)))[args.warm_up :]
 
 
@@ -144,13 +173,14 @@ def words_per_second(updates: list[Update]) -> float:
 
 
 def measure(args: argparse.Namespace, data: Path, results: Results) -> dict[str, list[float]]:
-    """Words per second of dense and sparse model in every round; what `results` holds already is not measured again."""
-    found: dict[str, list[float]] = results.data.setdefault("words_per_second", {"dense": [], "moe": []})
+    """Words per second of each model in every round; what `results` holds already is not measured again."""
+    flags = models(args)
+    found: dict[str, list[float]] = results.data.setdefault("words_per_second", {name: [] for name in flags})
     waiting = [(turn, name) for turn in range(args.rounds) for name in found if turn >= len(found[name])]
     progress = Progress([1.0] * len(waiting))
     for turn, name in waiting:
         progress.begin(f"{name}, round {turn + 1}")
-        updates = train(args, data, name == "moe")
+        updates = train(args, data, flags[name])
         words = results.data.setdefault("words", [update.words for update in updates])
         if words != [update.words for update in updates]:
             raise UserError("the trainings had different batches; their speeds cannot be compared.")
@@ -160,12 +190,12 @@ def measure(args: argparse.Namespace, data: Path, results: Results) -> dict[str,
 
 
 def profile(args: argparse.Namespace, data: Path) -> str:
-    """Where the time of an update goes in both models, as text."""
+    """Where the time of an update goes in each model, as text."""
     parts = [heading(args)]
-    for name in ("dense", "moe"):
+    for name, model in models(args).items():
         print(f"profiling {name}", file=sys.stderr)
         script = [str(ROOT / "scripts/profile_train.py"), "--skip", str(args.warm_up)]
-        table = run_python([*script, *train_arguments(args, data, name == "moe")], args.threads)
+        table = run_python([*script, *train_arguments(args, data, model)], args.threads)
         parts.append(f"{name}:\n\n{table[table.index('| part') :].strip()}")
     return "\n\n".join(parts) + "\n"
 
@@ -188,6 +218,10 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--k", type=int, default=1)
     parser.add_argument("--moe-freq", type=int, default=2)
+    parser.add_argument("--cures", action="store_true", help="compare the cures for over-fitting to the plain MoE")
+    parser.add_argument(
+        "--dropout", type=float, default=0.1, help="of all models but the one with a dropout of its own"
+    )
     parser.add_argument("--optimizer", default="moe_adam", help="of both models: moe_adam or fairseq's adam")
     parser.add_argument("--max-tokens", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -204,18 +238,20 @@ def main() -> None:
     if not args.data and not data.is_dir():
         write_corpus(data)
 
-    names = ("updates", "warm_up", "experts", "k", "moe_freq", "optimizer", "max_tokens", "threads", "flag")
+    names = ("updates", "warm_up", "experts", "k", "moe_freq", "optimizer", "max_tokens", "threads", "flag", "dropout")
     settings = {name: getattr(args, name) for name in names} | {"data": str(args.data), "machine": machine()}
     results = Results(args.json, settings)
     found = measure(args, data, results)
-    ratio = ratios(found["moe"], found["dense"])
+    first, *_ = found
     print(heading(args))
-    rows = [
-        [name, figure(summarize(values).median), figure(summarize(values).spread), " ".join(f"{v:.0f}" for v in values)]
-        for name, values in found.items()
-    ]
-    print(markdown_table(["model", "words per second", "spread", "every round"], rows))
-    print(f"moe / dense: {ratio.median:.3f}, spread {ratio.spread:.3f}")
+    rows = []
+    for name, values in found.items():
+        speed, ratio = summarize(values), ratios(values, found[first])
+        each = " ".join(f"{value:.0f}" for value in values)
+        rows.append(
+            [name, figure(speed.median), figure(speed.spread), each, figure(ratio.median), figure(ratio.spread)]
+        )
+    print(markdown_table(["model", "words per second", "spread", "every round", f"ratio to {first}", "spread"], rows))
     if args.profile:
         args.profile.write_text(profile(args, data), encoding="utf-8")
 

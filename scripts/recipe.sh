@@ -24,19 +24,7 @@ train() {
     touch "$run/trained"
 }
 
-# translate RUN: the test set of every direction with fairseq's generate command, by the best checkpoint.
+# translate RUN: the test set of every direction by the best checkpoint.
 translate() {
-    local run=$1 direction folder
-    for direction in $(directions "$run"); do
-        folder="$run/translations/$direction"
-        [ ! -d "$folder" ] || continue
-        mkdir -p "$run/translations"
-        moe-nmt generate "$run/corpus/data-bin" $(device) $(task_flags "$run") --lang-pairs "$direction" \
-            --source-lang "${direction%-*}" --target-lang "${direction#*-}" --path "$run/checkpoints/checkpoint_best.pt" \
-            --gen-subset test --beam 4 --max-len-a 2 --max-len-b 20 --max-tokens 4000 --num-workers 0 \
-            --remove-bpe sentencepiece --results-path "$folder.tmp" >"$folder.log" 2>&1 ||
-            { tail -n 5 "$folder.log" >&2; return 1; }
-        mv "$folder.tmp" "$folder"
-        echo "translate: $direction"
-    done
+    moe-nmt translate "$1/checkpoints/checkpoint_best.pt" "$1/corpus/data-bin" --output "$1/translations" --max-tokens 4000
 }

@@ -70,7 +70,7 @@ class MoEFeedForward(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         if real.index is None:
             return self.moe(flat, real.context)[0].view_as(x)
-        y, _ = self.moe(flat[real.index], real.context)
+        y, _ = self.moe(flat.index_select(0, real.index), real.context)
         return y.new_zeros(flat.shape).index_copy(0, real.index, y).view_as(x)
 
 

@@ -23,8 +23,9 @@ def grouped_linear(x_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, count_E: T
     x_AI = x_AI.to(weight_EIO.dtype)  # they differ under autocast
     if x_AI.is_cuda and x_AI.dtype == torch.bfloat16 and _aligned(weight_EIO):
         offset_E = torch.cumsum(count_E, 0, dtype=torch.int32)
-        group_A = torch.repeat_interleave(count_E, output_size=x_AI.shape[0])
-        return functional.grouped_mm(x_AI, weight_EIO, offs=offset_E) + bias_EO[group_A]
+        row_A1 = torch.arange(x_AI.shape[0], device=x_AI.device)[:, None]
+        member_AE = (row_A1 < offset_E) & (row_A1 >= offset_E - count_E)
+        return functional.grouped_mm(x_AI, weight_EIO, offs=offset_E) + member_AE.to(x_AI.dtype) @ bias_EO
     looped: Tensor = _LoopedLinear.apply(x_AI, weight_EIO, bias_EO, count_E.tolist())  # type: ignore[no-untyped-call]
     return looped
 

@@ -44,7 +44,8 @@ def sort_by_expert(expert_A: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     if LOADED and expert_A.device.type == "cpu":
         order_A, count_E = torch.ops.moe_nmt.sort_by_expert(expert_A, num_experts)
         return order_A, count_E
-    return expert_A.argsort(stable=True), torch.bincount(expert_A, minlength=num_experts)
+    count_E = expert_A.new_zeros(num_experts).scatter_add(0, expert_A, torch.ones_like(expert_A))
+    return expert_A.argsort(stable=True), count_E  # bincount would wait for a GPU
 
 
 def gather(x_ND: Tensor, token_A: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def gather(x_ND: Tensor, token_A: Tensor) -> Tensor:
     if usable(x_ND):
         gathered: Tensor = _Gather.apply(x_ND, token_A)  # type: ignore[no-untyped-call]
         return gathered
-    return x_ND[token_A]
+    return x_ND.index_select(0, token_A)
 
 
 def combine(y_AD: Tensor, token_A: Tensor, weight_A: Tensor, num_tokens: int) -> Tensor:

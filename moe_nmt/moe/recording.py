@@ -77,7 +77,7 @@ def summarize(routing: Routing) -> RoutingSummary:
 
 
 class RoutingStatistics:
-    """Expert load per language and layer, summed over any number of batches.
+    """Expert load, and mean gate of the branch, per language and layer, over any number of batches.
 
     Args:
         num_languages: L, length of the language list.
@@ -86,6 +86,7 @@ class RoutingStatistics:
     def __init__(self, num_languages: int):
         self.num_languages = num_languages
         self._load: dict[str, dict[str, Tensor]] = {}
+        self._gate: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def update(self, records: Iterable[LayerRecord]) -> None:
@@ -94,20 +95,40 @@ class RoutingStatistics:
             sides = {"source": record.context.source_language_N, "target": record.context.target_language_N}
             for side, language_N in sides.items():
                 if language_N is not None:
-                    self._add(name, side, record.routing, language_N)
+                    _add(self._load, name, side, self._count(record.routing, language_N))
+                    if record.gate is not None:
+                        _add(self._gate, name, side, self._sum(record.gate.gate_N, language_N))
 
-    def _add(self, layer: str, side: str, routing: Routing, language_N: Tensor) -> None:
+    def _count(self, routing: Routing, language_N: Tensor) -> Tensor:
         experts = num_experts(routing)
         cell_A = language_N[routing.token_A] * experts + routing.expert_A
-        load = torch.bincount(cell_A, minlength=self.num_languages * experts).view(self.num_languages, experts).cpu()
-        sides = self._load.setdefault(layer, {})
-        sides[side] = sides[side] + load if side in sides else load
+        return torch.bincount(cell_A, minlength=self.num_languages * experts).view(self.num_languages, experts).cpu()
+
+    def _sum(self, value_N: Tensor, language_N: Tensor) -> Tensor:
+        """float64 [2, L]: the sum of the values of each language's tokens, and their number."""
+        weights = (value_N.double(), torch.ones_like(value_N, dtype=torch.float64))
+        return torch.stack([torch.bincount(language_N, w, minlength=self.num_languages) for w in weights]).cpu()
 
     @property
     def layers(self) -> list[str]:
         """The layers seen so far, in the order of their first call."""
         return list(self._load)
 
+    @property
+    def gated_layers(self) -> list[str]:
+        """Those of the layers whose branch has a gate."""
+        return list(self._gate)
+
     def load(self, layer: str, side: str) -> Tensor:
         """int64 [L, E]: assignments of each language's tokens (`source` or `target` side) to each expert."""
         return self._load[layer][side]
+
+    def gate(self, layer: str, side: str) -> Tensor:
+        """float64 [L]: mean gate over each language's tokens, NaN where there is none."""
+        sums_2L = self._gate[layer][side]
+        return sums_2L[0] / sums_2L[1]
+
+
+def _add(sums: dict[str, dict[str, Tensor]], layer: str, side: str, value: Tensor) -> None:
+    sides = sums.setdefault(layer, {})
+    sides[side] = sides[side] + value if side in sides else value

@@ -73,8 +73,9 @@ def num_experts(routing: Routing) -> int:
 
 def keep(routing: Routing, keep_A: Tensor) -> Routing:
     """Only the assignments where `keep_A` (bool, True = keep) holds, in their order."""
+    index = keep_A.nonzero().squeeze(-1)
     return routing._replace(
-        token_A=routing.token_A[keep_A], expert_A=routing.expert_A[keep_A], weight_A=routing.weight_A[keep_A]
+        token_A=routing.token_A[index], expert_A=routing.expert_A[index], weight_A=routing.weight_A[index]
     )
 
 

@@ -110,6 +110,8 @@ class ExpertAdam(torch.optim.Optimizer):
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+        for moment in ("exp_avg", "exp_avg_sq"):  # a loaded state may lie elsewhere, or be as narrow as the parameter
+            state[moment] = state[moment].to(parameter.device, torch.float32)
         whole = Piece(parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         if self.touched_only and hasattr(parameter, "num_experts") and not isinstance(state["step"], Tensor):
             state["step"] = torch.full((parameter.num_experts,), int(state["step"]))
@@ -133,7 +135,7 @@ class ExpertAdam(torch.optim.Optimizer):
             [piece.exp_avg for piece in pieces],
             [piece.exp_avg_sq for piece in pieces],
             [],
-            [torch.tensor(float(step), device=device)] * len(pieces),
+            [torch.full((), float(step), device=device)] * len(pieces),
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
@@ -152,4 +154,4 @@ def _as_tensor(scale: Tensor | float, device: torch.device) -> Tensor | None:
     """`scale` as the kernels take it: float32, None for 1."""
     if isinstance(scale, Tensor):
         return scale.detach().to(device, torch.float32).reshape(())
-    return None if scale == 1 else torch.tensor(float(scale), device=device)
+    return None if scale == 1 else torch.full((), float(scale), device=device)

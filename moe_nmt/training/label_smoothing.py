@@ -46,5 +46,5 @@ class _LabelSmoothedCrossEntropy(torch.autograd.Function):
         log_prob_NV, target_N, real_N = ctx.saved_tensors
         right, wrong = ctx.weights
         grad_NV = log_prob_NV.exp().sub_(wrong)
-        grad_NV.scatter_add_(1, target_N[:, None], grad_NV.new_tensor(-right).expand(target_N.numel(), 1))
+        grad_NV.scatter_add_(1, target_N[:, None], grad_NV.new_full((1, 1), -right).expand(target_N.numel(), 1))
         return grad_NV.mul_((grad_N * real_N)[:, None]).to(ctx.dtype), None, None, None
