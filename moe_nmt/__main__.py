@@ -11,6 +11,9 @@ from pathlib import Path
 
 from moe_nmt.errors import UserError
 from moe_nmt.evaluation import cli as score
+from moe_nmt.evaluation import report
+from moe_nmt.evaluation.results import Thresholds
+from moe_nmt.training import curriculum
 
 FAIRSEQ_COMMANDS = {
     "preprocess": "binarize a corpus (fairseq-preprocess)",
@@ -48,7 +51,8 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def routing(arguments: argparse.Namespace) -> int:
     """Count which experts the tokens of each language go to."""
-    from moe_nmt.evaluation.expert_load import plot_expert_load, write_expert_load
+    from moe_nmt.evaluation.expert_load import write_expert_load
+    from moe_nmt.evaluation.plots import plot_expert_load
     from moe_nmt.fairseq_plugin.expert_load import count_expert_load
 
     load = count_expert_load(arguments.checkpoint, arguments.data, arguments.split, arguments.max_tokens)
@@ -56,6 +60,60 @@ def routing(arguments: argparse.Namespace) -> int:
         write_expert_load(load, arguments.json)
     if arguments.plot:
         plot_expert_load(load, arguments.plot)
+    return 0
+
+
+def write_report(arguments: argparse.Namespace) -> int:
+    """Write a page on trainings, after counting the expert load of those whose best checkpoint is newer than it."""
+    thresholds = Thresholds(arguments.high_from, arguments.low_from)
+    notes = {}
+    for run in arguments.runs:
+        try:
+            count_missing_load(run, arguments.corpus or run / "corpus")
+        except UserError as error:
+            notes[run] = str(error)
+    report.write_report(arguments.runs, arguments.output, arguments.corpus, thresholds, notes)
+    print(arguments.output / "index.html")
+    return 0
+
+
+def count_missing_load(run: Path, corpus: Path) -> None:
+    """Write RUN/routing.json, unless it is as new as the run's best checkpoint, or there is no checkpoint."""
+    checkpoint, written = run / "checkpoints" / "checkpoint_best.pt", run / "routing.json"
+    if not checkpoint.is_file() or (written.is_file() and written.stat().st_mtime >= checkpoint.stat().st_mtime):
+        return
+    from moe_nmt.evaluation.expert_load import write_expert_load
+    from moe_nmt.fairseq_plugin.expert_load import count_expert_load
+
+    print(f"report: counting the expert load of {checkpoint}", file=sys.stderr)
+    write_expert_load(count_expert_load(str(checkpoint), str(corpus / "data-bin"), "valid", 4000), written)
+
+
+def translate(arguments: argparse.Namespace) -> int:
+    """Translate a held-out split in all directions of a checkpoint."""
+    import torch
+    from fairseq.dataclass.configs import GenerationConfig
+
+    from moe_nmt.data import parse_directions
+    from moe_nmt.fairseq_plugin import translation
+
+    translation.translate(
+        arguments.checkpoint,
+        arguments.data,
+        arguments.output,
+        arguments.split,
+        parse_directions(arguments.directions) if arguments.directions else None,
+        lang_dict=arguments.lang_dict,
+        search=GenerationConfig(
+            beam=arguments.beam,
+            max_len_a=arguments.max_len_a,
+            max_len_b=arguments.max_len_b,
+            lenpen=arguments.lenpen,
+        ),
+        max_tokens=arguments.max_tokens,
+        dtype=torch.float16 if arguments.fp16 else torch.bfloat16 if arguments.bf16 else torch.float32,
+        cpu=arguments.cpu,
+    )
     return 0
 
 
@@ -69,6 +127,36 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=summary, add_help=False)
     score.add_arguments(commands.add_parser("score", help="BLEU and chrF++ per direction and resource bucket"))
     commands.choices["score"].set_defaults(run=score.main)
+    add = commands.add_parser("translate", help="translate a test set in all directions of a checkpoint at once")
+    add.add_argument("checkpoint", type=Path, help="a checkpoint file; it knows languages, directions and tags")
+    add.add_argument("data", help="folder of binarized data")
+    add.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="gets DIRECTION.hyp, one translation a line; a direction is skipped if its file is there and not older "
+        "than the checkpoint, so take another folder for another split or other options",
+    )
+    add.add_argument("--split", default="test", help="what to translate (default: %(default)s)")
+    add.add_argument(
+        "--directions",
+        metavar="A-B,…",
+        help="translate these, also such as were not trained (default: all of the checkpoint that have data)",
+    )
+    add.add_argument("--lang-dict", metavar="FILE", help="the languages in training, where that file has moved since")
+    add.add_argument("--beam", type=int, default=4, help="hypotheses per sentence (default: %(default)s)")
+    add.add_argument("--max-len-a", type=float, default=2, metavar="A", help="a translation has at most")
+    add.add_argument("--max-len-b", type=int, default=20, metavar="B", help="A * source length + B tokens (2 and 20)")
+    add.add_argument(
+        "--lenpen", type=float, default=1, help="above 1 favours longer translations (default: %(default)s)"
+    )
+    add.add_argument("--max-tokens", type=int, default=12000, help="tokens per batch (default: %(default)s)")
+    precision = add.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_true", help="translate in float16")
+    precision.add_argument("--bf16", action="store_true", help="translate in bfloat16")
+    add.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    add.set_defaults(run=translate)
     add = commands.add_parser("routing", help="expert load per language of a checkpoint, as JSON and as a plot")
     add.add_argument("checkpoint", help="a checkpoint file of a transformer_moe")
     add.add_argument("data", help="folder of binarized data")
@@ -77,6 +165,11 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--json", type=Path, metavar="FILE", help="write the counts")
     add.add_argument("--plot", type=Path, metavar="FILE", help="draw the shares as a heat map (.png, .svg or .pdf)")
     add.set_defaults(run=routing)
+    report.add_arguments(commands.add_parser("report", help="a page on trainings: curves, over-fitting, languages"))
+    commands.choices["report"].set_defaults(run=write_report)
+    add = commands.add_parser("curriculum", help="a table of the updates at which directions join a training")
+    curriculum.add_arguments(add)
+    add.set_defaults(run=curriculum.main)
     add = commands.add_parser("methods", help="list every router, expert kind, loss ... and its options")
     add.set_defaults(run=methods)
     add = commands.add_parser("inspect", help="parts and parameter counts of a checkpoint or a named architecture")

@@ -1,1 +1,1 @@
-"""Scores of translations, by direction and by size of its training corpus; needs neither torch nor fairseq."""
+"""Scores of translations and reports on trainings, by direction and size of corpus; needs neither torch nor fairseq."""

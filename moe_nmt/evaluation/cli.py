@@ -27,7 +27,6 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `moe-nmt score`."""
     parser.description = DESCRIPTION
-    default = Thresholds()
     parser.add_argument(
         "translations",
         type=Path,
@@ -45,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, default="test", help="what was translated (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
+    add_threshold_arguments(parser)
+
+
+def add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --high-from and --low-from, which make the buckets."""
+    default = Thresholds()
     parser.add_argument(
         "--high-from",
         type=int,

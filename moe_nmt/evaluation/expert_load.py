@@ -1,24 +1,37 @@
-"""Expert load per language: as JSON, and as a picture."""
+"""Expert load and gates per language, as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from moe_nmt.data.text import write_text
+from moe_nmt.errors import UserError
 
 
 @dataclass(frozen=True)
 class ExpertLoad:
     """`layers[name][l][e]`: how many assignments of tokens of language `languages[l]` expert e had in that layer.
 
-    Encoder layers are counted by source language, decoder layers by target language.
+    `gates[name][l]`, of the layers whose branch has a gate: mean gate over the language's tokens, 0 to 1, None where it
+    has none. Encoder layers are counted by source language, decoder layers by target language.
     """
 
     languages: Sequence[str]
     layers: Mapping[str, Sequence[Sequence[int]]]
+    gates: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+
+    @property
+    def used(self) -> list[str]:
+        """The layers of which an expert had a token; where gates are shut it may have none."""
+        return [layer for layer, counts in self.layers.items() if any(map(any, counts))]
+
+    def shares(self, layer: str) -> dict[str, list[float]]:
+        """Each language's shares of the load by expert, summing to 1; languages without a token are left out."""
+        rows = zip(self.languages, self.layers[layer], strict=True)
+        return {language: [count / sum(row) for count in row] for language, row in rows if sum(row)}
 
 
 def write_expert_load(load: ExpertLoad, path: Path) -> None:
@@ -26,47 +39,20 @@ def write_expert_load(load: ExpertLoad, path: Path) -> None:
     write_text(path, json.dumps(asdict(load)) + "\n")
 
 
-def plot_expert_load(load: ExpertLoad, path: Path) -> None:
-    """Draw a heat map per layer: a row per language, a column per expert, each row's shares summing to 100 %."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import PercentFormatter
-
-    panels = {layer: _shares(load.languages, counts) for layer, counts in load.layers.items()}
-    experts = max(len(next(iter(shares.values()))) for shares in panels.values())
-    width, height = 1.8 + 0.42 * experts, 1.6 + 0.26 * len(load.languages)
-    columns = min(len(panels), max(1, round(14 / width)))
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns + 1.2, height * rows + 0.5), squeeze=False, layout="constrained"
-    )
-    top = max(max(row) for shares in panels.values() for row in shares.values())
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (layer, shares) in zip(axes.flat, panels.items(), strict=False):
-        image = axis.imshow(list(shares.values()), aspect="auto", cmap="viridis", vmin=0, vmax=top)
-        side = "source" if layer.startswith("encoder") else "target"
-        stack, _, number, *_ = layer.split(".")
-        axis.set_title(f"{stack} layer {int(number) + 1}", fontsize=10)
-        axis.set_xticks(range(experts), [str(e + 1) for e in range(experts)], fontsize=8)
-        axis.set_yticks(range(len(shares)), list(shares), fontsize=8)
-        axis.set_xlabel("expert", fontsize=9)
-        axis.set_ylabel(f"{side} language", fontsize=9)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1, decimals=0))
-    bar.set_label("share of the language's tokens", fontsize=9)
-    figure.suptitle(f"Expert load per language (even: {100 / experts:.3g}%)", fontsize=12)
-    draft = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(draft, dpi=150)
-    draft.replace(path)
-    plt.close(figure)
+def read_expert_load(path: Path) -> ExpertLoad:
+    """Read what `write_expert_load` wrote, also before there were gates; UserError if the file is something else."""
+    try:
+        return ExpertLoad(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        raise UserError(f"{path} holds no expert load: write it with moe-nmt routing CHECKPOINT DATA --json.") from None
 
 
-def _shares(languages: Sequence[str], counts: Sequence[Sequence[int]]) -> dict[str, list[float]]:
-    """Each language's shares per expert; languages without a token are left out."""
-    return {
-        language: [count / sum(row) for count in row]
-        for language, row in zip(languages, counts, strict=True)
-        if sum(row)
-    }
+def layer_title(layer: str) -> str:
+    """`encoder layer 2` for `encoder.layers.1.feed_forward.moe`."""
+    stack, _, number, *_ = layer.split(".")
+    return f"{stack} layer {int(number) + 1}"
+
+
+def language_side(layer: str) -> str:
+    """By which language the tokens of a layer are counted: `source` in the encoder, `target` in the decoder."""
+    return "source" if layer.startswith("encoder") else "target"

@@ -1,5 +1,7 @@
 """The criterion `moe_label_smoothed_cross_entropy`: the translation loss plus weighted losses on the routing."""
 
+import functools
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,8 +22,10 @@ from moe_nmt.registry import parse_list
 from moe_nmt.schedules import at_step
 from moe_nmt.training.label_smoothing import label_smoothed_cross_entropy
 
+logger = logging.getLogger(__name__)
+
 REPORTS_PER_LOG = 10
-"""How many updates of a log interval at least report on the routing, if it has as many."""
+"""How many updates of a log interval at least report on routing and directions, if it has as many."""
 
 
 @dataclass
@@ -45,9 +49,9 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross entropy + sum over routing losses of weight * loss, per target token.
 
     Logs, beside fairseq's figures: each routing loss, and entropy, overflow, balance and number of unused experts (see
-    `RoutingSummary`) averaged over layers and batches; in validation the loss of every direction. In training only
-    `REPORTS_PER_LOG` of the updates between two lines of the log report on the routing; the others do not compute what
-    only a log wants.
+    `RoutingSummary`) and the mean gate of branches that have one, averaged over layers and batches, and the loss of
+    every direction. In training only `REPORTS_PER_LOG` of the updates between two lines of the log report on these; the
+    others do not compute what only a log wants.
     """
 
     def __init__(
@@ -91,8 +95,8 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
         }
+        reports = not model.training or (self.num_updates + 1) % self.report_interval == 0
         if records:
-            reports = not model.training or (self.num_updates + 1) % self.report_interval == 0
             weights = {name: at_step(part.weight, self.num_updates) for name, part in self.routing_losses.items()}
             wanted = [name for name, weight in weights.items() if weight or reports]
             routing_losses = self.compute_routing_losses(records, wanted)
@@ -101,7 +105,7 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                     loss = loss + sample_size * weights[name] * value.to(loss.dtype)
             if reports:
                 log |= self.routing_log(records, routing_losses)
-        if not model.training and self.direction_index is not None:
+        if reports and self.direction_index is not None:
             log |= self.direction_log(nll.data, target, sample)
         if self.report_accuracy:
             n_correct, total = self.compute_accuracy(model, net_output, sample)
@@ -122,6 +126,13 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             log[f"moe_{name}"] = torch.stack([summary[name] for summary in summaries.values()]).mean()
             if self.log_per_layer:
                 log |= {f"moe_{name}_{layer}": summary[name] for layer, summary in summaries.items()}
+        gates = {layer: record.gate.gate_N.detach().mean() for layer, record in records if record.gate is not None}
+        if gates:
+            if "gate_budget" not in self.routing_losses:
+                warn_of_gates_without_budget()
+            log["moe_gate"] = torch.stack([*gates.values()]).mean()
+            if self.log_per_layer:
+                log |= {f"moe_gate_{layer}": gate for layer, gate in gates.items()}
         return log
 
     def direction_log(self, nll: Tensor, target: Tensor, sample: dict[str, Any]) -> dict[str, Tensor]:
@@ -145,6 +156,12 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         for key in _routing_keys(logging_outputs):
             total = sum(log.get(key, 0) for log in logging_outputs)
             metrics.log_scalar(key, total / batches, batches, round=3)
+
+
+@functools.cache
+def warn_of_gates_without_budget() -> None:
+    """Say once in a process that nothing limits the gates."""
+    logger.warning("the branch conditional is trained without its budget: add gate_budget to --moe-losses")
 
 
 def _routing_keys(logging_outputs: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,14 +1,15 @@
-"""Which experts the tokens of each language go to, counted over held-out data."""
+"""Which experts the tokens of each language go to, and how far they open the gates, over held-out data."""
 
 from __future__ import annotations
 
+import math
 import sys
 
 import torch
 from fairseq import checkpoint_utils, utils
 
 from moe_nmt.errors import UserError
-from moe_nmt.evaluation.expert_load import ExpertLoad
+from moe_nmt.evaluation.expert_load import ExpertLoad, language_side
 from moe_nmt.moe import RoutingStatistics, record_routing
 
 
@@ -38,5 +39,11 @@ def count_expert_load(checkpoint: str, data: str, split: str, max_tokens: int) -
         raise UserError(
             f"the model of {checkpoint} has no mixture-of-experts layer, so there is no expert load to count."
         )
-    sides = {layer: "source" if layer.startswith("encoder") else "target" for layer in statistics.layers}
-    return ExpertLoad(task.langs, {layer: statistics.load(layer, side).tolist() for layer, side in sides.items()})
+    sides = {layer: language_side(layer) for layer in statistics.layers}
+    loads = {layer: statistics.load(layer, side).tolist() for layer, side in sides.items()}
+    gates = {layer: _known(statistics.gate(layer, sides[layer])) for layer in statistics.gated_layers}
+    return ExpertLoad(task.langs, loads, gates)
+
+
+def _known(values: torch.Tensor) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]

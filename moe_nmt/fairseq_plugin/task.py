@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from torch import Tensor
 from moe_nmt.data import Direction, parse_directions
 from moe_nmt.data.directions import unknown
 from moe_nmt.errors import UserError
-from moe_nmt.fairseq_plugin.dataset import DirectionDataManager, DirectionDataset
+from moe_nmt.fairseq_plugin.dataset import CurriculumBatches, DirectionDataManager, DirectionDataset
 from moe_nmt.fairseq_plugin.generator import BeamSearchGenerator
+from moe_nmt.training.curriculum import Curriculum
 from moe_nmt.training.expert_adam import mark_stacked
+
+logger = logging.getLogger(__name__)
 
 
 @register_task("multilingual_translation_moe")
@@ -27,16 +31,37 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
     """fairseq's `translation_multi_simple_epoch` (language tags, temperature sampling) for sparse models.
 
     Batches carry the languages of their sentences, validation reports every direction, and mistakes in languages,
-    directions or data are found before training starts.
+    directions or data are found before training starts. With `--curriculum-phases` directions join one after the other.
     """
+
+    curriculum: Curriculum | None = None
+    phase = 0
+    """The phase of the curriculum that the loaded training data are of, from 1."""
+
+    @staticmethod
+    def add_args(parser: argparse.ArgumentParser) -> None:
+        TranslationMultiSimpleEpochTask.add_args(parser)
+        parser.add_argument(
+            "--curriculum-phases",
+            metavar="FILE",
+            help="train a direction only from the update on that stands beside it in this table, which moe-nmt "
+            "curriculum writes; all are validated from the beginning",
+        )
 
     @classmethod
     def setup_task(cls, args: argparse.Namespace, **kwargs: Any) -> MultilingualTranslationMoETask:
         """Raises:
-        UserError: for an unknown language, a malformed direction, a direction without data, or missing dictionaries.
+        UserError: for an unknown language, a malformed direction, a direction without data, missing dictionaries, or
+            a curriculum that is not of these directions.
         """
         check_arguments(args)
-        return super().setup_task(args, **kwargs)
+        args.left_pad_source = str(
+            args.left_pad_source
+        )  # fairseq reads text here, and True, out of a checkpoint, as no
+        task: MultilingualTranslationMoETask = super().setup_task(args, **kwargs)
+        if getattr(args, "curriculum_phases", None) and not kwargs.get("from_checkpoint"):
+            task.curriculum = read_curriculum(Path(args.curriculum_phases), task.directions)
+        return task
 
     def __init__(self, args: argparse.Namespace, langs: list[str], dicts: dict[str, Any], training: bool):
         super().__init__(args, langs, dicts, training)
@@ -50,24 +75,48 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
-        """Load a split once; only sharded training data is loaded again.
+        """Load a split once; only training data that are sharded, or of an earlier phase, are loaded again.
 
         Raises:
             UserError: if a direction has no data in this split.
         """
-        if split in self.datasets and not self.has_sharded_data(split):
+        if self.curriculum and split == self.args.train_subset:
+            self.enter_phase(self.curriculum, updates_done())
+        if split in self.datasets and not self.data_manager.has_sharded_data(split):
             return
         check_data(self.args.data, split, self.directions)
         super().load_dataset(split, epoch, combine, **kwargs)
         if isinstance(self.datasets[split], SampledMultiEpochDataset):
             begin_at_virtual_epoch(self.datasets[split], epoch)
 
+    def enter_phase(self, curriculum: Curriculum, update: int) -> None:
+        """Announce the phase that holds after `update` updates, and drop training data of another."""
+        if self.phase != curriculum.phase(update):
+            self.phase = curriculum.phase(update)
+            self.datasets.pop(self.args.train_subset, None)
+            phase = curriculum.phases[self.phase - 1]
+            self.data_manager.waiting = curriculum.start.keys() - set(phase.active)
+            logger.info(
+                f"curriculum: phase {self.phase} of {len(curriculum.phases)} from update {phase.start}: "
+                f"{len(phase.new)} new directions: {', '.join(map(str, phase.new))}"
+            )
+
+    def has_sharded_data(self, split: str) -> bool:
+        """Whether training data are asked for at every epoch: if they are shards, or change with a curriculum."""
+        return self.curriculum is not None or super().has_sharded_data(split)
+
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> Any:
         """fairseq's iterator. Of held-out data every sentence is kept: with `--required-batch-size-multiple` above 1
         (8 unless set) fairseq drops what is left over for the last batch, from test sets too."""
-        if dataset is not self.datasets.get(getattr(self.args, "train_subset", None)):
+        training = dataset is self.datasets.get(getattr(self.args, "train_subset", None))
+        if not training:
             kwargs["required_batch_size_multiple"] = 1
-        return super().get_batch_iterator(dataset, *args, **kwargs)
+        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        if training and self.curriculum:
+            return CurriculumBatches(
+                batches, kwargs["epoch"], self.curriculum, updates_done(), update_freq=self.args.update_freq
+            )
+        return batches
 
     def build_dataset_for_inference(
         self, src_tokens: list[Tensor], src_lengths: list[int], constraints: Any = None
@@ -94,8 +143,15 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         return table
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """fairseq's metrics, and loss and perplexity of every direction where the criterion reports them."""
+        """fairseq's metrics, and loss and perplexity of every direction where the criterion reports them.
+
+        In training by a curriculum also its phase, and how many directions are active.
+        """
         super().reduce_metrics(logging_outputs, criterion)
+        if self.curriculum and criterion.training:
+            metrics.log_scalar("curriculum_phase", self.phase, weight=0, priority=1002)
+            active = self.curriculum.phases[self.phase - 1].active
+            metrics.log_scalar("curriculum_directions", len(active), weight=0, priority=1003)
         by_direction = [log for log in logging_outputs if "direction_nll" in log]
         if by_direction:
             nll = sum(log["direction_nll"] for log in by_direction).tolist()
@@ -103,6 +159,16 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
             for pair, pair_nll, pair_tokens in zip(self.lang_pairs, nll, tokens, strict=True):
                 if pair_tokens:
                     log_direction(pair, pair_nll / pair_tokens / math.log(2), pair_tokens)
+
+
+def updates_done() -> int:
+    """The updates that the trainer has done, also when it has just resumed; not for use in validation.
+
+    fairseq tells it to a task only with the first batch, which is too late to choose the data; but it always logs it.
+    (Not to be had from `metrics.get_meter`, which stands still after a checkpoint was loaded.)
+    """
+    default = metrics.get_active_aggregators()[0]
+    return int(default["num_updates"].val) if "num_updates" in default else 0
 
 
 def begin_at_virtual_epoch(dataset: SampledMultiEpochDataset, epoch: int) -> None:
@@ -120,11 +186,17 @@ def begin_at_virtual_epoch(dataset: SampledMultiEpochDataset, epoch: int) -> Non
 
 
 def log_direction(pair: str, nll_loss: float, tokens: float) -> None:
-    """Log loss (in bits per token, like fairseq's `nll_loss`) and perplexity of one direction."""
+    """Log loss (in bits per token, like fairseq's `nll_loss`) and perplexity of one direction.
+
+    Both are None in a line of the log over whose updates the direction had no token.
+    """
+
+    def perplexity(meters: Any) -> float | None:
+        loss = meters[f"nll_loss_{pair}"].avg
+        return None if loss is None else utils.get_perplexity(loss)
+
     metrics.log_scalar(f"nll_loss_{pair}", nll_loss, tokens, priority=1000, round=3)
-    metrics.log_derived(
-        f"ppl_{pair}", lambda meters: utils.get_perplexity(meters[f"nll_loss_{pair}"].avg), priority=1001
-    )
+    metrics.log_derived(f"ppl_{pair}", perplexity, priority=1001)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -147,6 +219,18 @@ def check_arguments(args: argparse.Namespace) -> None:
         if language not in languages:
             raise unknown("language", language, languages, "the language list")
     check_dictionaries(args, directions)
+
+
+def read_curriculum(path: Path, directions: list[Direction]) -> Curriculum:
+    """Read a curriculum; a `UserError` unless it has a row for each of the directions and no others."""
+    curriculum = Curriculum.read(path)
+    for direction in curriculum.start:
+        if direction not in directions:
+            raise unknown("direction", str(direction), [str(d) for d in directions], f"--lang-pairs, unlike {path},")
+    for direction in directions:
+        if direction not in curriculum.start:
+            raise UserError(f"{path} has no row for {direction} of --lang-pairs; write the update it starts at.")
+    return curriculum
 
 
 def _languages_of(directions: list[Direction]) -> list[str]:
@@ -177,12 +261,17 @@ def check_dictionaries(args: argparse.Namespace, directions: list[Direction]) ->
             )
 
 
+def has_data(data: str, split: str, direction: Direction) -> bool:
+    """Whether a direction has binarized data of this split in any shard."""
+    folders = [Path(path) for path in utils.split_paths(data)]
+    names = [f"{split}.{pair}.{direction.source}.idx" for pair in (direction, direction.reverse)]
+    return any((folder / name).is_file() for name in names for folder in folders)
+
+
 def check_data(data: str, split: str, directions: list[Direction]) -> None:
     """Raise a `UserError` if a direction has no binarized data of this split in any shard."""
-    folders = [Path(path) for path in utils.split_paths(data)]
     for direction in directions:
-        names = [f"{split}.{pair}.{direction.source}.idx" for pair in (direction, direction.reverse)]
-        if not any((folder / name).is_file() for name in names for folder in folders):
+        if not has_data(data, split, direction):
             raise UserError(
                 f"the direction {direction} has no {split} data in {data}; "
                 f"binarize it with fairseq-preprocess or take it out of --lang-pairs."

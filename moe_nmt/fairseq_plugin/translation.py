@@ -18,7 +18,7 @@ from moe_nmt.data import Direction
 from moe_nmt.data.directions import unknown
 from moe_nmt.data.text import rewriting
 from moe_nmt.errors import UserError
-from moe_nmt.fairseq_plugin.task import MultilingualTranslationMoETask, check_data
+from moe_nmt.fairseq_plugin.task import MultilingualTranslationMoETask, check_data, has_data
 
 
 def translate(
@@ -76,7 +76,6 @@ def load(checkpoint: Path, overrides: dict[str, str]) -> tuple[MultilingualTrans
             f"the checkpoint {checkpoint} was trained in the task {options._name}, and this command knows only "
             "multilingual_translation_moe; translate with fairseq-generate."
         )
-    options.left_pad_source = str(options.left_pad_source)  # fairseq expects text, and takes True for False
     task = tasks.setup_task(options, from_checkpoint=True)
     known, given = state["model"]["encoder.embedding.embed_tokens.weight"].shape[0], len(task.source_dictionary)
     if known != given:
@@ -106,21 +105,8 @@ def choose(
         for language in (direction.source, direction.target):
             if language not in languages:
                 raise unknown("language", language, languages, f"the checkpoint {checkpoint}")
-        if not has_data(data, split, direction):
-            raise UserError(
-                f"the direction {direction} has no {split} data in {data}; binarize it with fairseq-preprocess "
-                "or take it out of --directions."
-            )
+    check_data(data, split, wanted)
     return list(wanted)
-
-
-def has_data(data: str, split: str, direction: Direction) -> bool:
-    """Whether a direction has binarized data of this split."""
-    try:
-        check_data(data, split, [direction])
-    except UserError:
-        return False
-    return True
 
 
 def is_up_to_date(path: Path, checkpoint: Path) -> bool:

@@ -5,7 +5,6 @@ import pytest
 from moe_nmt.__main__ import main
 from moe_nmt.data import Corpus, Direction
 from moe_nmt.errors import UserError
-from moe_nmt.training import curriculum as module
 from moe_nmt.training.curriculum import Curriculum, best_step, cut_evenly, from_best_steps, from_sizes
 
 A, B, C, D, E, F = (Direction("eng", code) for code in ("aaa", "bbb", "ccc", "ddd", "eee", "fff"))
@@ -14,7 +13,7 @@ A, B, C, D, E, F = (Direction("eng", code) for code in ("aaa", "bbb", "ccc", "dd
 def test_step_based_as_in_the_paper():
     made = from_best_steps({A: 15_000, B: 20_000, C: 90_000}, 100_000, lengths=[100_000, 40_000, 20_000])
     assert made.active(0) == made.active(79_999) == [C]
-    assert made.active(80_000) == made.active(10**9) == [A, B, C]
+    assert sorted(made.active(80_000)) == sorted(made.active(10**9)) == [A, B, C]
     assert (made.phase(0), made.phase(79_999), made.phase(80_000)) == (1, 1, 2)
     assert (made.next_start(0), made.next_start(79_999), made.next_start(80_000)) == (80_000, 80_000, None)
 
@@ -61,7 +60,7 @@ def test_count_based():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"phases": 1}, "2 or more"),
+        ({"phases": 1}, "2 phases or more"),
         ({"phases": 2, "lengths": [100, 40, 20]}, "3 phases"),
         ({"lengths": [90, 40]}, "100"),
         ({"lengths": [100, 40, 40]}, "fall"),
@@ -134,8 +133,9 @@ def test_command_from_run(tmp_path, capsys):
     assert main(["curriculum", "from-run", str(tmp_path / "run"), "--output", str(output)]) == 0
     assert Curriculum.read(output).start == {C: 0, B: 15, A: 25}
     first, second, third = capsys.readouterr().out.splitlines()[1:]
-    assert first.split() == ["1", "0", "35", "35", "1", "+", "0", "=", "1:", "eng-ccc"] or "eng-ccc" in first
-    assert all(word in second for word in ("15", "20", "eng-bbb")) and "eng-aaa" in third
+    assert first.split() == ["1", "0", "35", "35", "+", "1", "=", "1:", "eng-ccc"]
+    assert second.split() == ["2", "15", "20", "20", "+", "1", "=", "2:", "eng-bbb"]
+    assert third.split() == ["3", "25", "10", "10", "+", "1", "=", "3:", "eng-aaa"]
     lengths = ["--lengths", "100,40,20"]
     assert main(["curriculum", "from-run", str(tmp_path / "run"), "--output", str(output), *lengths]) == 0
     assert Curriculum.read(output).start == {C: 0, A: 80, B: 80}
@@ -158,7 +158,3 @@ def test_command_from_sizes(tmp_path, capsys):
     assert "6000" in capsys.readouterr().out
     assert main(command) == 2
     assert "--max-update" in capsys.readouterr().err
-
-
-def test_it_needs_no_torch():
-    assert not hasattr(module, "torch")

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_nmt.moe import (
     LOSSES,
+    BranchGate,
     LayerRecord,
     MoERecord,
     RoutingContext,
@@ -173,6 +174,19 @@ def test_statistics_count_by_language_and_layer_over_batches():
     assert statistics.load("decoder", "source").tolist() == [[2, 1, 0], [0, 0, 0], [1, 0, 3]]
     assert statistics.load("decoder", "target").tolist() == [[0, 0, 1], [3, 1, 2], [0, 0, 0]]
     assert statistics.load("encoder", "source").tolist() == [[0, 0], [0, 1], [0, 0]]
+
+
+def test_statistics_average_the_gates_by_language_and_layer_over_batches():
+    def gated(gates, source):
+        record = record_with_languages([(0, 0)], source, target=None)
+        return LayerRecord("encoder", record._replace(gate=BranchGate(torch.tensor(gates), 0.8)))
+
+    statistics = RoutingStatistics(num_languages=3)
+    statistics.update([gated([0.5, 0.25, 1.0], [0, 2, 2]), LayerRecord("plain", record_with_languages([], [0], None))])
+    statistics.update([gated([0.75], [2])])
+    assert statistics.layers == ["encoder", "plain"] and statistics.gated_layers == ["encoder"]
+    eng, deu, fra = statistics.gate("encoder", "source").tolist()
+    assert (eng, fra) == (0.5, pytest.approx(2 / 3)) and math.isnan(deu)
 
 
 def test_statistics_do_not_count_a_side_whose_language_is_unknown():
