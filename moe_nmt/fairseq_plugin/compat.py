@@ -155,6 +155,7 @@ def install() -> None:
     print_user_errors()
     silence_known_warnings()
     keep_freed_memory()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape of a batch
     if not kernels.LOADED:
         logger.warning(
             "moe_nmt's compiled operators are missing or were built for another torch, so experts are slower on a CPU; "

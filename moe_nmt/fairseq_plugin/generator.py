@@ -139,20 +139,27 @@ class BeamSearchGenerator:
         score: Tensor,
         row: Tensor,
     ) -> None:
-        """Add the hypotheses that end with the candidates `finishing` to what is found, up to the beam size."""
-        length = tokens.shape[1]
-        for sentence, candidate in finishing:
-            hypotheses = found[alive[sentence]]
-            if len(hypotheses) == self.beam_size:
-                continue
-            parent, total = row[sentence, candidate], score[sentence, candidate]
-            cumulative = torch.cat([scores[parent], total[None]])
-            hypotheses.append(
-                {
-                    "tokens": torch.cat([tokens[parent, 1:], tokens.new_tensor([self.eos])]),
-                    "score": total / length**self.len_penalty if self.normalize_scores else total,
-                    "attention": torch.empty(0),
-                    "alignment": torch.empty(0),
-                    "positional_scores": cumulative.diff(),
-                }
-            )
+        """Add the hypotheses that end with the candidates `finishing` to what is found, up to the beam size.
+
+        They lie in the host's memory, where they come in one piece.
+        """
+        if not finishing:
+            return
+        sentence, candidate = torch.tensor(finishing, device=row.device).T
+        parent, total = row[sentence, candidate], score[sentence, candidate]
+        ends = tokens.new_full((len(finishing), 1), self.eos)
+        texts = torch.cat([tokens[parent, 1:], ends], 1).cpu()
+        each = torch.cat([scores[parent], total[:, None]], 1).diff().cpu()
+        totals = (total / tokens.shape[1] ** self.len_penalty if self.normalize_scores else total).cpu()
+        for number, (place, _) in enumerate(finishing):
+            hypotheses = found[alive[place]]
+            if len(hypotheses) < self.beam_size:
+                hypotheses.append(
+                    {
+                        "tokens": texts[number],
+                        "score": totals[number],
+                        "attention": torch.empty(0),
+                        "alignment": torch.empty(0),
+                        "positional_scores": each[number],
+                    }
+                )
