@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import logging
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from moe_nmt.errors import UserError
 from moe_nmt.evaluation import cli as score
@@ -104,6 +106,7 @@ def translate(arguments: argparse.Namespace) -> int:
         arguments.split,
         parse_directions(arguments.directions) if arguments.directions else None,
         lang_dict=arguments.lang_dict,
+        model_overrides=model_overrides(arguments.model_overrides),
         search=GenerationConfig(
             beam=arguments.beam,
             max_len_a=arguments.max_len_a,
@@ -115,6 +118,19 @@ def translate(arguments: argparse.Namespace) -> int:
         cpu=arguments.cpu,
     )
     return 0
+
+
+def model_overrides(text: str) -> dict[str, Any]:
+    """The options of the model to change, out of the text of a dictionary."""
+    try:
+        overrides = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        overrides = None
+    if not isinstance(overrides, dict):
+        raise UserError(
+            f"--model-overrides {text} is no dictionary of options; write one as \"{{'moe_branch': 'conditional'}}\"."
+        )
+    return overrides
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -145,6 +161,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="translate these, also such as were not trained (default: all of the checkpoint that have data)",
     )
     add.add_argument("--lang-dict", metavar="FILE", help="the languages in training, where that file has moved since")
+    add.add_argument(
+        "--model-overrides",
+        default="{}",
+        metavar="DICTIONARY",
+        help="options of the model to change, as in \"{'moe_branch': 'conditional(skip_below=0.1)'}\"",
+    )
     add.add_argument("--beam", type=int, default=4, help="hypotheses per sentence (default: %(default)s)")
     add.add_argument("--max-len-a", type=float, default=2, metavar="A", help="a translation has at most")
     add.add_argument("--max-len-b", type=int, default=20, metavar="B", help="A * source length + B tokens (2 and 20)")

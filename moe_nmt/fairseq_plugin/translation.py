@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def translate(
     directions: Sequence[Direction] | None = None,
     *,
     lang_dict: str | None = None,
+    model_overrides: Mapping[str, Any] | None = None,
     search: GenerationConfig,
     max_tokens: int = 12000,
     dtype: torch.dtype = torch.float32,
@@ -38,7 +39,8 @@ def translate(
 
     The translations are those of `fairseq-generate --remove-bpe sentencepiece` for each direction, with the same
     batches. Without `directions` all of the checkpoint that have data are translated; those given may be others between
-    its languages. `lang_dict` is the file of languages where the one that the checkpoint names has moved.
+    its languages. `lang_dict` is the file of languages where the one that the checkpoint names has moved;
+    `model_overrides` are options of the model to change.
 
     A file is written when its direction is complete, and a direction is left out if its file is there and no older than
     the checkpoint. Runs on a GPU if there is one, unless `cpu`.
@@ -47,7 +49,8 @@ def translate(
         UserError: if checkpoint or data cannot be read or do not fit together, for an unknown split or language, a
             direction without data, a sentence that is longer than the model allows, or scores that are not finite.
     """
-    task, model = load(checkpoint, {"data": data} | ({"lang_dict": lang_dict} if lang_dict else {}))
+    overrides = {"data": data} | ({"lang_dict": lang_dict} if lang_dict else {}) | dict(model_overrides or {})
+    task, model = load(checkpoint, overrides)
     wanted = choose(task, checkpoint, split, directions)
     files = {direction: output / f"{direction}.hyp" for direction in wanted}
     due = [direction for direction, path in files.items() if not is_up_to_date(path, checkpoint)]
@@ -65,7 +68,7 @@ def translate(
             file.writelines(f"{line}\n" for line in lines)
 
 
-def load(checkpoint: Path, overrides: dict[str, str]) -> tuple[MultilingualTranslationMoETask, Any]:
+def load(checkpoint: Path, overrides: dict[str, Any]) -> tuple[MultilingualTranslationMoETask, Any]:
     """The task that a checkpoint was trained in, but for the options in `overrides`, and its model."""
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint {checkpoint}; give the path of a file that training wrote.")

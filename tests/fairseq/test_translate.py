@@ -100,6 +100,20 @@ def test_a_newer_checkpoint_translates_again(corpus, trained, translated, tmp_pa
     assert stale.stat().st_mtime_ns == again
 
 
+def test_options_of_the_model_may_be_changed(corpus, trained, translated, tmp_path):
+    translate(
+        trained,
+        str(corpus.data),
+        tmp_path,
+        directions=[Direction.parse("eng-deu")],
+        model_overrides={"moe_router": "top_k(k=1)"},
+        search=GenerationConfig(beam=4, max_len_a=2, max_len_b=20),
+        cpu=True,
+    )
+    assert contents(tmp_path)["eng-deu"] != contents(translated)["eng-deu"]
+    refuse(command(corpus, trained, tmp_path, "--model-overrides", "k=1"), "--model-overrides k=1 is no dictionary")
+
+
 def test_another_precision(corpus, trained, translated, tmp_path):
     translate_here(corpus, trained, tmp_path, dtype=torch.bfloat16)
     pairs = zip(read_lines(tmp_path / "eng-deu.hyp"), read_lines(translated / "eng-deu.hyp"), strict=True)

@@ -191,3 +191,14 @@ def test_experts_without_tokens_are_those_left_alone():
     for name, parameter in layer.experts.named_parameters(prefix="experts"):
         moved = (parameter != before[name]).flatten(1).any(1).nonzero().squeeze(1).tolist()
         assert moved == used, name
+
+
+def test_moments_that_were_loaded_narrow_or_elsewhere_are_widened():
+    """torch's `load_state_dict` gives moments the dtype of the parameter; fairseq's half precision leaves them alone."""
+    parameter = nn.Parameter(torch.randn(4, 8).bfloat16())
+    optimizer = ExpertAdam([parameter])
+    narrow = torch.zeros(4, 8, dtype=torch.bfloat16)
+    optimizer.state[parameter] = {"step": 1, "exp_avg": narrow, "exp_avg_sq": narrow.clone()}
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert optimizer.state[parameter]["exp_avg"].dtype == torch.float32
