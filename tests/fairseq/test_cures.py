@@ -97,7 +97,10 @@ def test_at_rate_zero_training_is_bit_identical(corpus, tmp_path):
 @pytest.mark.parametrize("precision", [("--bf16", "--checkpoint-activations"), ("--fp16", "--fp16-init-scale", "4")])
 def test_all_of_them_train_and_translate_together_in_half_precision(corpus, tmp_path, precision):
     options, losses = together(*CURES)
+    starts = "".join(f"{pair}\t{3 * (number % 2)}\n" for number, pair in enumerate(corpus.pairs))
+    (tmp_path / "curriculum.tsv").write_text(f"direction\tstart\n{starts}")
     flags = [*precision, "--disable-validation", "--moe-losses", losses]
+    flags += ["--curriculum-phases", tmp_path / "curriculum.tsv"]
     for name, value in options.items():
         flags += [f"--{name.replace('_', '-')}", str(value)]
     must_run(corpus.train_command(tmp_path, 6, *flags))

@@ -111,7 +111,8 @@ def test_options_of_the_model_may_be_changed(corpus, trained, translated, tmp_pa
         cpu=True,
     )
     assert contents(tmp_path)["eng-deu"] != contents(translated)["eng-deu"]
-    refuse(command(corpus, trained, tmp_path, "--model-overrides", "k=1"), "--model-overrides k=1 is no dictionary")
+    done = run(command(corpus, trained, tmp_path, "--model-overrides", "k=1"))
+    refuse(done, "--model-overrides k=1 is no dictionary")
 
 
 def test_another_precision(corpus, trained, translated, tmp_path):

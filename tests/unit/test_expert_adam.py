@@ -194,7 +194,7 @@ def test_experts_without_tokens_are_those_left_alone():
 
 
 def test_moments_that_were_loaded_narrow_or_elsewhere_are_widened():
-    """torch's `load_state_dict` gives moments the dtype of the parameter; fairseq's half precision leaves them alone."""
+    """torch's `load_state_dict` gives moments the dtype of the parameter; fairseq's keeps them."""
     parameter = nn.Parameter(torch.randn(4, 8).bfloat16())
     optimizer = ExpertAdam([parameter])
     narrow = torch.zeros(4, 8, dtype=torch.bfloat16)

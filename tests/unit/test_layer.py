@@ -6,7 +6,7 @@ Shape letters: N tokens, E experts, D model width.
 import pytest
 import torch
 
-from moe_nmt.moe import BRANCHES, BranchGate, MoELayer, RoutingContext, record_routing
+from moe_nmt.moe import BRANCHES, LOSSES, BranchGate, MoELayer, RoutingContext, record_routing
 from moe_nmt.moe.branches import Branch
 from tests import oracle
 from tests.parts import DIM, edges, grow_gate, make_layer, tokens
@@ -209,10 +209,17 @@ def run_padded(layers, moe: MoELayer, ids, languages):
     return y_TBD, records[0].record
 
 
-@pytest.mark.parametrize("router", ["top_k(k=2)", "top_k(k=2, capacity_factor=0.5)"])
+@pytest.mark.parametrize(
+    ("router", "branch"),
+    [
+        ("top_k(k=2)", None),
+        ("top_k(k=2, capacity_factor=0.5)", None),
+        ("top_k(k=1)", "conditional(gate_dropout=0.0)"),
+    ],
+)
 @pytest.mark.parametrize("lengths", [(4, 4), (4, 2), (1, 4)])
-def test_padding_changes_neither_output_nor_record(plugin_layers, lengths, router):
-    moe, languages = make_layer(router), torch.tensor([2, 1])
+def test_padding_changes_neither_output_nor_record(plugin_layers, lengths, router, branch):
+    moe, languages = make_layer(router, branch=branch), torch.tensor([2, 1])
     ids = batch(lengths, 4)
     y_TBD, record = run_padded(plugin_layers, moe, ids, languages)
     padded_TBD, padded = run_padded(plugin_layers, moe, batch(lengths, 9), languages)
@@ -225,6 +232,10 @@ def test_padding_changes_neither_output_nor_record(plugin_layers, lengths, route
     for found, expected in zip(padded.context, record.context, strict=True):
         assert (found is None and expected is None) or torch.equal(found, expected)
     assert record.routing.prob_NE.shape[0] == sum(lengths)
+    if branch:
+        assert torch.equal(padded.gate.gate_N, record.gate.gate_N) and record.gate.gate_N.numel() == sum(lengths)
+        budget = LOSSES.build("gate_budget")
+        assert torch.equal(budget([padded]), budget([record]))
 
 
 def test_the_context_names_every_token_and_its_languages(plugin_layers):

@@ -151,10 +151,10 @@ def test_a_routing_without_tokens_costs_nothing():
 
 
 def cluster_variance(prob_NE, clusters, **options):
-    """The loss without its factor E^2."""
+    """The loss without its factor E."""
     record = record_of_probabilities(prob_NE)
     options = "".join(f", {name}={value}" for name, value in options.items())
-    return loss(f"cluster_variance(clusters={clusters}{options})", record).item() / record.routing.prob_NE.shape[1] ** 2
+    return loss(f"cluster_variance(clusters={clusters}{options})", record).item() / record.routing.prob_NE.shape[1]
 
 
 def test_equal_probabilities_in_the_chosen_cluster_have_no_variance_within():

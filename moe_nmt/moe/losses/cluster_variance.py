@@ -19,10 +19,10 @@ from moe_nmt.schedules import Schedule
 class ClusterVarianceLoss(LayerwiseLoss):
     """Probabilities alike within the chosen cluster of experts, and unlike between clusters.
 
-    E^2 * (mean over tokens of the variance of the probabilities in the cluster of the most probable expert, minus
-    `between` times the variance of the clusters' mean probabilities); population variances. The factor makes it
-    independent of the number of experts: the second term lies between 0 and M - 1. The paper's formula could not be
-    checked; this is built from its description.
+    E * (mean over tokens of the variance of the probabilities in the cluster of the most probable expert, minus
+    `between` times the variance of the clusters' mean probabilities); population variances. The factor keeps the first
+    term the same where a cluster of any size has one expert that takes all. The paper's formula could not be checked;
+    this is built from its description.
 
     Args:
         weight, combine: see `LayerwiseLoss`.
@@ -54,7 +54,7 @@ class ClusterVarianceLoss(LayerwiseLoss):
         chosen_N = record.routing.prob_NE.argmax(-1) // (experts // self.clusters)
         within_N = _variance(prob_NMC).gather(1, chosen_N[:, None])
         between_N = _variance(prob_NMC.mean(-1))
-        return experts**2 * (within_N.sum() - self.between * between_N.sum()) / tokens
+        return experts * (within_N.sum() - self.between * between_N.sum()) / tokens
 
 
 def _variance(x: Tensor) -> Tensor:
