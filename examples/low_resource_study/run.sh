@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The study in one command: bash examples/low_resource_study/run.sh FOLDER [RUN]
 # FOLDER: see corpus.sh. RUN (default: runs/low_resource_study) gets everything; a second call goes on from there.
-# With a GPU all rows of rows.tsv with three seeds; without one a reduced study: fewer rows, one seed, a smaller model.
-# ROWS, SEEDS, PARALLEL, UPDATES and FLAGS in the environment override that (train.sh, train_all.sh).
+# With a GPU all rows of rows.tsv with all their seeds, 16 side by side (start CUDA MPS before, or they take turns);
+# without one a reduced study: 6 languages, a smaller model, six rows, one seed. ROWS, SEEDS, PARALLEL, UPDATES and FLAGS
+# (train_all.sh, train.sh), HIGH, LOW, VERY_LOW and VOCABULARY (corpus.sh) in the environment choose otherwise.
 set -euo pipefail
 folder=$(realpath "${1:?usage: bash examples/low_resource_study/run.sh FOLDER [RUN]}")
 clone=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../..")
@@ -12,11 +13,15 @@ source scripts/environment.sh
 source scripts/recipe.sh
 study=examples/low_resource_study
 
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 if [ -z "$(device)" ]; then
-    export PARALLEL=${PARALLEL:-16} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    export PARALLEL=${PARALLEL:-16}
 else
-    export ROWS=${ROWS-dense moe dropout eom dropout+eom} SEEDS=${SEEDS-1} UPDATES=${UPDATES-2500}
-    export FLAGS=${FLAGS---encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --moe-experts ffn(count=16,inner_dim=256) --lr 0.004}
+    export HIGH=${HIGH-deu_Latn spa_Latn} LOW=${LOW-swe_Latn fra_Latn} VERY_LOW=${VERY_LOW-ita_Latn ukr_Cyrl}
+    export VOCABULARY=${VOCABULARY-4000} ROWS=${ROWS-moe dropout eom fom cmr curriculum} SEEDS=${SEEDS-1}
+    small="--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --moe-experts ffn(count=32,inner_dim=256)"
+    small+=" --max-tokens 2048 --lr 0.003 --validate-interval-updates 400 --save-interval-updates 400"
+    export PARALLEL=${PARALLEL:-$(nproc)} UPDATES=${UPDATES-4000} FLAGS=${FLAGS-$small}
 fi
 bash $study/corpus.sh "$folder" "$run"
 bash $study/train_all.sh "$run"
