@@ -19,7 +19,7 @@ train "$run" 2500 --arch transformer_moe_tiny --moe-freq 2 --moe-router 'top_k(k
     --moe-losses '[load_balancing(weight=0.01)]' --label-smoothing 0.1 --dropout 0 --clip-norm 1 \
     --sampling-method temperature --sampling-temperature 5 --max-tokens 1200 --lr 0.005 --warmup-updates 300
 
-step "4/6 translating the test set of 18 directions" "about 2 minutes"
+step "4/6 translating the test set of 18 directions" "half a minute"
 translate "$run"
 
 step "5/6 scores: a direction is high-resource from 5,000 training pairs on, low from 1,000" "seconds"
