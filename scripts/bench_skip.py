@@ -93,7 +93,7 @@ def main() -> None:
         set_threshold(model, threshold)
         shut, open_, bits = quality(model, batches, task.target_dictionary.pad())
         ratio = ratios(times[str(threshold)], times[str(thresholds[0])])
-        shares = (f"{share:.1%}" for share in (shut, open_))
+        shares = (f"{share if threshold else 0:.1%}" for share in (shut, open_))
         rows.append([f"{threshold:g}", *shares, figure(ratio.median), figure(ratio.spread), f"{bits:.3f}"])
     header = ["skip_below", "skip the experts", "skip the shared network", "time", "spread", "bits per token"]
     print(markdown_table(header, rows))
