@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fairseq.conftest import must_run
+from tests.fairseq.conftest import ROOT, must_run
 from tests.fairseq.test_model import batch, build, criterion, gradients
 from tests.fairseq.test_resume import assert_equal, final_state
 
@@ -106,3 +106,8 @@ def test_all_of_them_train_and_translate_together_in_half_precision(corpus, tmp_
     must_run(corpus.train_command(tmp_path, 6, *flags))
     translated = must_run(corpus.generate_command(tmp_path / "checkpoint_last.pt", "eng-deu")).stdout
     assert sum(line.startswith("D-") for line in translated.splitlines()) == 20
+    benchmark = (sys.executable, ROOT / "scripts/bench_skip.py", tmp_path / "checkpoint_last.pt", corpus.data)
+    table = must_run([*benchmark, "--thresholds", "0,0.5", "--rounds", "1"]).stdout.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in table] == ["| 0", "| 0.5"]
+    shares = [[float(cell.strip("%")) for cell in row.split(" | ")[1:3]] for row in table]
+    assert shares[0] == [0, 0] and sum(shares[1]) == pytest.approx(100, abs=0.2)

@@ -35,7 +35,7 @@ class GateBudgetLoss(RoutingLoss):
         if not gates:
             return torch.zeros(())
         above = torch.stack([(gate_N.float() - budget).sum() for gate_N, budget in gates]).sum()
-        count = above.new_tensor(sum(gate.gate_N.numel() for gate in gates))
+        count = above.new_full((), sum(gate.gate_N.numel() for gate in gates))
         if self.all_ranks and torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized():
             above, count = all_reduce(torch.stack([above, count]))  # type: ignore[no-untyped-call]
         return above.abs() / count.detach().clamp(min=1)

@@ -37,8 +37,8 @@ class RateRegularizer(Regularizer):
     """A regularizer with a rate that may be a schedule, and so with a step.
 
     Args:
-        p: the rate, 0 <= p < 1, a number or a schedule. At 0 no random number is drawn and nothing is changed, so that
-            a model without the regularizer is reproduced exactly.
+        p: the rate, 0 <= p < 1, a number or a schedule. At 0 nothing is drawn from torch's generator and nothing is
+            changed, so that a model without the regularizer is reproduced exactly.
         layer: number of the layer in the model; layers draw differently in `agreed_draw`.
     """
 
