@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_nmt.adapters import ADAPTERS
 from moe_nmt.moe import BRANCHES, DISPATCHERS, EXPERTS, LOSSES, REGULARIZERS, ROUTERS
 from moe_nmt.registry import Registry
 from moe_nmt.schedules import SCHEDULES
@@ -13,6 +14,7 @@ FLAGS: dict[str, Registry] = {
     "--moe-regularizers": REGULARIZERS,
     "--moe-branch": BRANCHES,
     "--moe-losses": LOSSES,
+    "--adapters": ADAPTERS,
     "any value that may change": SCHEDULES,
 }
 

@@ -14,17 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moe_nmt.adapters import LayerAdapter
 from moe_nmt.moe.linear import Linear
 
 
 class Attention(nn.Module):
-    """Projections of queries, keys and values into heads, and back.
+    """Projections of queries, keys and values into heads, and back; an adapter may change what they give.
 
     Args:
         dim: D, of queries and output; `heads` divides it.
         source_dim: width of what keys and values are computed from.
         dropout: probability, on attention weights.
     """
+
+    name: str
+    """What it is called in a layer."""
 
     def __init__(self, dim: int, heads: int, source_dim: int | None = None, dropout: float = 0.0):
         super().__init__()
@@ -38,46 +42,64 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
+    def project(self, linear: str, x: Tensor, adapter: LayerAdapter | None) -> Tensor:
+        """The linear map of that name, and after it the adapter."""
+        y: Tensor = getattr(self, linear)(x)
+        return y if adapter is None else adapter.on_linear(f"{self.name}.{linear}", x, y)
+
     def split(self, x: Tensor) -> Tensor:
         """[T, B, D] -> [B, H, T, D / H], without a copy."""
         return x.view(*x.shape[:2], self.heads, -1).permute(1, 2, 0, 3)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, adapter: LayerAdapter | None = None
+    ) -> Tensor:
         """Heads of queries, keys and values to the output [T, B, D]; `mask`: float or bool (True = may be seen)."""
         p = self.dropout if self.training else 0.0
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        return self.join(y)
+        return self.join(y, adapter)
 
-    def join(self, y: Tensor) -> Tensor:
+    def join(self, y: Tensor, adapter: LayerAdapter | None) -> Tensor:
         """[B, H, T, D / H] -> [T, B, D], projected."""
-        out: Tensor = self.out_proj(y.permute(2, 0, 1, 3).flatten(2))
-        return out
+        return self.project("out_proj", y.permute(2, 0, 1, 3).flatten(2), adapter)
 
 
 class SelfAttention(Attention):
     """Attention of a sequence to itself."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, state: dict[Any, Any] | None = None) -> Tensor:
+    name = "self_attn"
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        state: dict[Any, Any] | None = None,
+        adapter: LayerAdapter | None = None,
+    ) -> Tensor:
         """`x`: [T, B, D]. `mask`: broadcasts to [B, H, T, T], float (added) or bool (True = may be seen).
 
         With `state`, a decoding step: `x` is the next position of each hypothesis, which sees all before it.
         """
+        q = self.split(self.project("q_proj", x, adapter))
+        k, v = self.project("k_proj", x, adapter), self.project("v_proj", x, adapter)
         if state is None:
-            return self.attend(self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x)), mask)
-        k, v = self._append(state, x)
-        return self.attend(self.split(self.q_proj(x)), k, v, None)
+            return self.attend(q, self.split(k), self.split(v), mask, adapter)
+        return self.attend(q, *self._append(state, k, v), None, adapter)
 
-    def _append(self, state: dict[Any, Any], x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all positions so far, [R, H, T, D / H]; the cache is [R, T, 2, D]."""
+    def _append(self, state: dict[Any, Any], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the next position, [1, R, D], to those of all so far, [R, H, T, D / H].
+
+        The cache is [R, T, 2, D].
+        """
         cache, length = state.get(self, (None, 0))
         if cache is None:
-            cache = x.new_empty(x.shape[1], 1, 2, self.k_proj.out_features)
+            cache = k.new_empty(k.shape[1], 1, 2, k.shape[2])
         elif cache.shape[1] == length:
             cache = functional.pad(cache, (0, 0, 0, 0, 0, 1))
-        cache[:, -1, 0], cache[:, -1, 1] = self.k_proj(x[0]), self.v_proj(x[0])
+        cache[:, -1, 0], cache[:, -1, 1] = k[0], v[0]
         state[self] = cache, cache.shape[1]
-        k, v = cache.view(*cache.shape[:3], self.heads, -1).unbind(2)
-        return k.transpose(1, 2), v.transpose(1, 2)
+        all_k, all_v = cache.view(*cache.shape[:3], self.heads, -1).unbind(2)
+        return all_k.transpose(1, 2), all_v.transpose(1, 2)
 
     @torch.no_grad()
     def reorder(self, state: dict[Any, Any], rows: Tensor) -> None:
@@ -91,6 +113,8 @@ class SelfAttention(Attention):
 class SourceAttention(Attention):
     """Attention to the encoder's output; in decoding, keys and values are kept once per sentence."""
 
+    name = "encoder_attn"
+
     def forward(
         self,
         x: Tensor,
@@ -98,6 +122,7 @@ class SourceAttention(Attention):
         mask: Tensor | None = None,
         state: dict[Any, Any] | None = None,
         need_weights: bool = False,
+        adapter: LayerAdapter | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns [T, B, D] and, if asked for, the attention weights averaged over heads, [B, T, S].
 
@@ -105,21 +130,21 @@ class SourceAttention(Attention):
         """
         key_values = None if state is None else state.get(self)
         if key_values is None:
-            key_values = self.split(self.k_proj(source)), self.split(self.v_proj(source))
+            key_values = tuple(self.split(self.project(name, source, adapter)) for name in ("k_proj", "v_proj"))
             if state is not None:
                 state[self] = key_values = tuple(part.contiguous() for part in key_values)
         k, v = key_values
         rows, sentences = x.shape[1], k.shape[0]
-        q = self.q_proj(x)
+        q = self.project("q_proj", x, adapter)
         if rows != sentences:
             q = q.view(sentences, rows // sentences, -1).transpose(0, 1)
         q = self.split(q)
         if state is None and not need_weights:
-            return self.attend(q, k, v, mask), None
+            return self.attend(q, k, v, mask, adapter), None
         score = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
         weight = (score if mask is None else score + mask).float().softmax(-1)
         dropped = functional.dropout(weight, self.dropout, self.training).to(v.dtype)
-        y = self.join(dropped @ v)
+        y = self.join(dropped @ v, adapter)
         if rows != sentences:
             y = y.transpose(0, 1).reshape(1, rows, -1)
             weight = weight.transpose(1, 2).flatten(0, 1)[:, :, None]

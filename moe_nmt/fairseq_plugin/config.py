@@ -54,6 +54,7 @@ class TransformerMoEConfig:
     moe_dispatch: str = _option("sorted", "how tokens are brought to their experts")
     moe_regularizers: str = _option("[]", "list of regularizers of the layer, for example [eom(p=0.2)]")
     moe_branch: str = _option("", "what is computed beside the experts; empty: nothing")
+    adapters: str = _option("", "adapters of all layers, for example bottleneck(dim=64); empty: none")
 
     @classmethod
     def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
@@ -134,6 +135,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "transformer_moe": {},
     "transformer_moe_tiny": _sizes(2, 128, 512, 4) | {"moe_experts": "ffn(count=4)"},
     "transformer_moe_base": _sizes(6, 512, 2048, 8),
+    "transformer_adapter": {"moe_freq": 0},
+    "transformer_adapter_tiny": _sizes(2, 128, 512, 4) | {"moe_freq": 0},
+    "transformer_adapter_base": _sizes(6, 512, 2048, 8) | {"moe_freq": 0},
+    "transformer_adapter_big": _sizes(6, 1024, 4096, 16) | {"moe_freq": 0, "dropout": 0.3},
     "transformer_moe_big": _sizes(6, 1024, 4096, 16) | {"moe_experts": "ffn(count=16)", "dropout": 0.3},
     "transformer_moe_nllb": _sizes(24, 2048, 8192, 16)
     | {

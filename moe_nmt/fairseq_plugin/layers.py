@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
+from moe_nmt.adapters import LayerAdapter, LayerShape
 from moe_nmt.fairseq_plugin.attention import SelfAttention, SourceAttention
 from moe_nmt.moe import MoELayer, RoutingContext
 from moe_nmt.moe.feed_forward import FeedForward
+from moe_nmt.moe.linear import Linear
 
 
 class RealTokens(NamedTuple):
@@ -53,20 +55,28 @@ class RealTokens(NamedTuple):
 
 
 class DenseFeedForward(FeedForward):
-    """The dense block of a layer."""
+    """The dense block of a layer; an adapter may change what its linear maps and its activation give."""
 
-    def forward(self, x: Tensor, real: RealTokens) -> Tensor:
-        return super().forward(x)
+    def forward(self, x: Tensor, real: RealTokens, adapter: LayerAdapter | None = None) -> Tensor:
+        if adapter is None:
+            return super().forward(x)
+        h = adapter.on_inner(self.activation(adapter.on_linear("feed_forward.fc1", x, self.fc1(x))))
+        h = self.activation_dropout(h)
+        y: Tensor = self.dropout(adapter.on_linear("feed_forward.fc2", h, self.fc2(h)))
+        return y
 
 
 class MoEFeedForward(nn.Module):
-    """The mixture-of-experts block of a layer: hands over the real tokens only; places of padding get zeros."""
+    """The mixture-of-experts block of a layer: hands over the real tokens only; places of padding get zeros.
+
+    Adapters leave it alone.
+    """
 
     def __init__(self, moe: MoELayer):
         super().__init__()
         self.moe = moe
 
-    def forward(self, x: Tensor, real: RealTokens) -> Tensor:
+    def forward(self, x: Tensor, real: RealTokens, adapter: LayerAdapter | None = None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         if real.index is None:
             return self.moe(flat, real.context)[0].view_as(x)
@@ -81,8 +91,10 @@ class TransformerLayer(nn.Module):
         dim: D.
         dropout: probability, on the outputs of attention.
         normalize_before: layer norm before each block (pre-norm) instead of after it.
-        feed_forward: `(x [T, B, D], RealTokens) -> [T, B, D]`, with its own dropout.
+        feed_forward: `(x [T, B, D], RealTokens, LayerAdapter or None) -> [T, B, D]`, with its own dropout.
     """
+
+    self_attn: SelfAttention
 
     def __init__(self, dim: int, dropout: float, normalize_before: bool, feed_forward: nn.Module):
         super().__init__()
@@ -96,6 +108,21 @@ class TransformerLayer(nn.Module):
             return x + block(norm(x))
         return norm(x + block(x))
 
+    def last_block(self, x: Tensor, real: RealTokens, adapter: LayerAdapter | None) -> Tensor:
+        """The feed-forward block, and what an adapter adds to the layer."""
+        x = self.residual(x, self.final_layer_norm, lambda y: self.feed_forward(y, real, adapter))
+        return x if adapter is None else adapter.on_output(x)
+
+    @property
+    def shape(self) -> LayerShape:
+        """What adapters need to know of the layer. The linear maps of a mixture of experts cannot be adapted."""
+        linear = {
+            name: (module.in_features, module.out_features)
+            for name, module in self.named_modules()
+            if isinstance(module, Linear) and ".moe." not in name
+        }
+        return LayerShape(self.final_layer_norm.normalized_shape[0], self.self_attn.heads, linear)
+
 
 class EncoderLayer(TransformerLayer):
     """Self-attention, then the feed-forward block."""
@@ -105,10 +132,16 @@ class EncoderLayer(TransformerLayer):
         self.self_attn = SelfAttention(dim, heads, dropout=attention_dropout)
         self.self_attn_layer_norm = LayerNorm(dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None, real: RealTokens) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, real: RealTokens, adapter: LayerAdapter | None = None
+    ) -> Tensor:
         """`x`: [T, B, D]. `mask`: float [B, 1, 1, T], -inf at padding; None if there is none."""
-        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.dropout(self.self_attn(y, mask)))
-        return self.residual(x, self.final_layer_norm, lambda y: self.feed_forward(y, real))
+
+        def attend(y: Tensor) -> Tensor:
+            attended: Tensor = self.dropout(self.self_attn(y, mask, adapter=adapter))
+            return attended
+
+        return self.last_block(self.residual(x, self.self_attn_layer_norm, attend), real, adapter)
 
 
 class DecoderLayer(TransformerLayer):
@@ -130,6 +163,7 @@ class DecoderLayer(TransformerLayer):
         mask: Tensor | None,
         real: RealTokens,
         need_attention: bool = False,
+        adapter: LayerAdapter | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns [T, B, D] and, if asked for, the attention to the source averaged over heads, [B, T, S].
 
@@ -141,9 +175,9 @@ class DecoderLayer(TransformerLayer):
 
         def attend_to_source(q: Tensor) -> Tensor:
             nonlocal attention
-            y, attention = self.encoder_attn(q, encoder_out, encoder_mask, state, need_attention)
+            y, attention = self.encoder_attn(q, encoder_out, encoder_mask, state, need_attention, adapter)
             return self.dropout(y)
 
-        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.dropout(self.self_attn(y, mask, state)))
+        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.dropout(self.self_attn(y, mask, state, adapter)))
         x = self.residual(x, self.encoder_attn_layer_norm, attend_to_source)
-        return self.residual(x, self.final_layer_norm, lambda y: self.feed_forward(y, real)), attention
+        return self.last_block(x, real, adapter), attention

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,12 +23,15 @@ from fairseq.modules import LayerNorm, PositionalEmbedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from moe_nmt.adapters import ADAPTERS, Adapters, Host, LayerAdapter, Side
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.config import ARCHITECTURES, TransformerMoEConfig, apply_architecture
 from moe_nmt.fairseq_plugin.layers import DecoderLayer, DenseFeedForward, EncoderLayer, MoEFeedForward, RealTokens
 from moe_nmt.moe import BRANCHES, DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer
 from moe_nmt.moe.linear import Linear
-from moe_nmt.registry import parse_list
+from moe_nmt.registry import Spec, parse, parse_list
+
+logger = logging.getLogger(__name__)
 
 EncoderOut = dict[str, list[Tensor]]
 
@@ -122,8 +128,35 @@ def layer_options(config: TransformerMoEConfig, side: str) -> dict[str, Any]:
     }
 
 
-class TransformerMoEEncoder(FairseqEncoder):
+class AdaptedStack(nn.Module):
+    """What encoder and decoder share: layers, and the adapters that the model hands to both."""
+
+    side: Side
+    adapters: Adapters | None = None
+    layers: nn.ModuleList
+
+    def adapt(self, adapters: Adapters | None) -> None:
+        """Use these adapters; they stay modules of the model, not of the stack."""
+        object.__setattr__(self, "adapters", adapters)
+
+    def open_adapters(
+        self, source_language: Tensor | None, target_language: Tensor | None
+    ) -> Sequence[LayerAdapter | None]:
+        """What adapters do to each layer in a batch of these languages, int64 [B]."""
+        if self.adapters is None:
+            return [None] * len(self.layers)
+        if source_language is None or target_language is None:
+            raise UserError(
+                "the model has adapters, but the batch does not say its languages; "
+                "use the task multilingual_translation_moe."
+            )
+        return self.adapters.open(self.side, source_language, target_language)
+
+
+class TransformerMoEEncoder(AdaptedStack, FairseqEncoder):
     """The encoder stack."""
+
+    side = "encoder"
 
     def __init__(self, config: TransformerMoEConfig, dictionary: Dictionary, embed: nn.Embedding, max_positions: int):
         super().__init__(dictionary)
@@ -154,9 +187,10 @@ class TransformerMoEEncoder(FairseqEncoder):
         real = RealTokens.of(src_tokens, self.padding_idx, source_language, target_language)
         x = self.embedding(src_tokens)
         attention_mask = None if real.index is None else hide(padding_mask, x)
+        adapters = self.open_adapters(source_language, target_language)
         states = [x]
-        for layer in self.layers:
-            x = run_layer(self.checkpoint_activations and self.training, layer, x, attention_mask, real)
+        for layer, adapter in zip(self.layers, adapters, strict=True):
+            x = run_layer(self.checkpoint_activations, layer, x, attention_mask, real, adapter)
             states.append(x)
         x = self.layer_norm(x)
         return {
@@ -182,8 +216,10 @@ class TransformerMoEEncoder(FairseqEncoder):
         return self.max_source_positions
 
 
-class TransformerMoEDecoder(FairseqIncrementalDecoder):
+class TransformerMoEDecoder(AdaptedStack, FairseqIncrementalDecoder):
     """The decoder stack."""
+
+    side = "decoder"
 
     def __init__(self, config: TransformerMoEConfig, dictionary: Dictionary, embed: nn.Embedding, max_positions: int):
         super().__init__(dictionary)
@@ -233,11 +269,12 @@ class TransformerMoEDecoder(FairseqIncrementalDecoder):
             mask = self._future_mask(x)
             if real.index is not None:
                 mask = mask + hide(tokens.eq(self.padding_idx), x)
+        adapters = self.open_adapters(*languages)
         states, attention = [x], None
-        for number, layer in enumerate(self.layers, start=1):
+        for number, (layer, adapter) in enumerate(zip(self.layers, adapters, strict=True), start=1):
             last = number == len(self.layers)
             x, attention = run_layer(
-                self.checkpoint_activations and self.training,
+                self.checkpoint_activations,
                 layer,
                 x,
                 source,
@@ -246,6 +283,7 @@ class TransformerMoEDecoder(FairseqIncrementalDecoder):
                 mask,
                 real,
                 last and self.need_attention,
+                adapter,
             )
             states.append(x)
         x = self.layer_norm(x).transpose(0, 1)
@@ -291,17 +329,43 @@ def hide(padding_mask: Tensor, x: Tensor) -> Tensor:
 
 
 def run_layer(recompute: bool, layer: nn.Module, *inputs: Any) -> Any:
-    """Run a layer, keeping its activations or recomputing them in the backward pass.
+    """Run a layer, keeping its activations or, if there will be a backward pass, recomputing them there.
 
     The non-reentrant form builds the graph in the first forward pass, so that records of the routing made there, and
     losses computed from them, keep their gradient.
     """
+    recompute = recompute and torch.is_grad_enabled()
     return checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
 
 
 @register_model("transformer_moe")
 class TransformerMoEModel(FairseqEncoderDecoderModel):
-    """A Transformer with a mixture of experts in every n-th layer (NLLB Team 2022, section 6)."""
+    """A Transformer with a mixture of experts in every n-th layer (NLLB Team 2022, section 6), or none, and adapters.
+
+    Args:
+        adapters: spec of the adapters, None for none. They are built last, so that all else starts as without them.
+        languages: all languages, at the place that batches number them by. directions: those trained. For adapters.
+
+    `adapters_spec` is the spec completed by what the surroundings decided, which makes the same adapters anywhere.
+    """
+
+    def __init__(
+        self,
+        encoder: TransformerMoEEncoder,
+        decoder: TransformerMoEDecoder,
+        adapters: Spec | None = None,
+        languages: Sequence[str] = (),
+        directions: Sequence[str] = (),
+    ):
+        super().__init__(encoder, decoder)
+        self.adapters: Adapters | None = None
+        self.adapters_spec = adapters
+        if adapters is not None:
+            shapes = ([layer.shape for layer in stack.layers] for stack in (encoder, decoder))
+            self.adapters = ADAPTERS.build(adapters, host=Host(*shapes, languages, directions))
+            self.adapters_spec = Spec(adapters.name, adapters.options | dict(self.adapters.recorded))
+            encoder.adapt(self.adapters)
+            decoder.adapt(self.adapters)
 
     @staticmethod
     def add_args(parser: argparse._ActionsContainer) -> None:
@@ -309,10 +373,16 @@ class TransformerMoEModel(FairseqEncoderDecoderModel):
 
     @classmethod
     def build_model(cls, args: argparse.Namespace, task: Any) -> TransformerMoEModel:
-        """Build the model of fairseq's namespace for a translation task."""
+        """Build the model of fairseq's namespace for a translation task, and write the completed spec of its adapters
+        there, from where it goes into checkpoints."""
         max_positions = getattr(args, "max_source_positions", 1024), getattr(args, "max_target_positions", 1024)
         config = TransformerMoEConfig.from_args(args)
-        return build_transformer_moe(config, task.source_dictionary, task.target_dictionary, *max_positions)
+        dictionaries = task.source_dictionary, task.target_dictionary
+        known = getattr(task, "langs", ()), getattr(task, "lang_pairs", ())
+        model = build_transformer_moe(config, *dictionaries, *max_positions, *known)
+        if model.adapters_spec is not None:
+            args.adapters = str(model.adapters_spec)
+        return model
 
     def forward(
         self,
@@ -330,6 +400,53 @@ class TransformerMoEModel(FairseqEncoderDecoderModel):
             prev_output_tokens, encoder_out, features_only=features_only, return_all_hiddens=return_all_hiddens
         )
 
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Make the parameters of another model of this shape fit: of fairseq's own Transformer, or without adapters.
+
+        Adapters that the state does not have start as they were drawn.
+
+        Raises:
+            UserError: if the state has other adapters than the model.
+        """
+        super().upgrade_state_dict_named(state_dict, name)
+        rename_from_fairseq(state_dict)
+        fresh = {f"{ADAPTERS_PREFIX}{key}": value for key, value in _state(self.adapters).items()}
+        found = {key: value for key, value in state_dict.items() if key.startswith(ADAPTERS_PREFIX)}
+        if fresh and not found:
+            logger.info(f"the checkpoint has no adapters; those of the model start anew: {self.adapters_spec}")
+            state_dict |= fresh
+        elif {key: value.shape for key, value in found.items()} != {key: value.shape for key, value in fresh.items()}:
+            raise UserError(
+                "the checkpoint has other adapters than the model: give --adapters as in its training "
+                "(moe-nmt inspect shows it), or start from a checkpoint without adapters."
+            )
+
+
+ADAPTERS_PREFIX = "adapters."
+"""What the names of all parameters of adapters begin with, and of no others."""
+
+
+def _state(module: nn.Module | None) -> dict[str, Tensor]:
+    return {} if module is None else module.state_dict()
+
+
+FAIRSEQ_NAMES = {
+    r"^(encoder|decoder)\.embed_tokens\.": r"\1.embedding.embed_tokens.",
+    r"^(encoder|decoder)\.embed_positions\.": r"\1.embedding.embed_positions.",
+    r"^(encoder|decoder)\.layernorm_embedding\.": r"\1.embedding.layer_norm.",
+    r"^(encoder|decoder)\.layers\.(\d+)\.(fc[12])\.": r"\1.layers.\2.feed_forward.\3.",
+}
+"""Names of parameters in fairseq's `transformer`, and here."""
+
+
+def rename_from_fairseq(state_dict: dict[str, Tensor]) -> None:
+    """Give the parameters of fairseq's own `transformer` the names that they have here, in place."""
+    for name in [name for name in state_dict if name.endswith((".version", "._float_tensor"))]:
+        del state_dict[name]
+    for pattern, replacement in FAIRSEQ_NAMES.items():
+        for name in [name for name in state_dict if re.match(pattern, name)]:
+            state_dict[re.sub(pattern, replacement, name)] = state_dict.pop(name)
+
 
 def build_transformer_moe(
     config: TransformerMoEConfig,
@@ -337,6 +454,8 @@ def build_transformer_moe(
     target_dictionary: Dictionary,
     max_source_positions: int = 1024,
     max_target_positions: int = 1024,
+    languages: Sequence[str] = (),
+    directions: Sequence[str] = (),
 ) -> TransformerMoEModel:
     """Build the model, on the meta device too.
 
@@ -356,6 +475,9 @@ def build_transformer_moe(
     return TransformerMoEModel(
         TransformerMoEEncoder(config, source_dictionary, source_embedding, max_source_positions),
         TransformerMoEDecoder(config, target_dictionary, target_embedding, max_target_positions),
+        parse(config.adapters) if config.adapters else None,
+        languages,
+        directions,
     )
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_nmt.errors import UserError
-from moe_nmt.moe import kernels
 from moe_nmt.moe.activations import activation_function
 from moe_nmt.moe.experts import EXPERTS, Experts
-from moe_nmt.moe.grouped_linear import grouped_linear
+from moe_nmt.moe.feed_forward import grouped_feed_forward
 from moe_nmt.moe.initialization import truncated_normal_
 
 
@@ -51,8 +50,9 @@ class FFNExperts(Experts):
             raise UserError("count and inner_dim must be at least 1.")
         inner_dim = inner_dim or ffn_dim
         self.num_experts = count
-        self.activation, self.activation_name = activation_function(activation), activation
-        self.dropout, self.activation_dropout = nn.Dropout(dropout), nn.Dropout(activation_dropout)
+        activation_function(activation)
+        self.activation = activation
+        self.dropout, self.activation_dropout = nn.Dropout(dropout), activation_dropout
         self.weight1_EDF = nn.Parameter(torch.empty(count, dim, inner_dim))
         self.bias1_EF = nn.Parameter(torch.empty(count, inner_dim))
         self.weight2_EFD = nn.Parameter(torch.empty(count, inner_dim, dim))
@@ -72,13 +72,7 @@ class FFNExperts(Experts):
                 nn.init.zeros_(bias)
 
     def forward(self, x_AD: Tensor, count_E: Tensor) -> Tensor:
-        layer1 = self.weight1_EDF, self.bias1_EF
-        layer2 = self.weight2_EFD, self.bias2_ED
-        masked = self.training and self.activation_dropout.p > 0
-        if not masked and kernels.usable(x_AD, *layer1, *layer2):
-            y_AD = kernels.expert_ffn(x_AD, *layer1, *layer2, count_E, self.activation_name)
-        else:
-            h_AF = self.activation_dropout(self.activation(grouped_linear(x_AD, *layer1, count_E)))
-            y_AD = grouped_linear(h_AF, *layer2, count_E)
-        dropped_AD: Tensor = self.dropout(y_AD)
-        return dropped_AD
+        inner_dropout = self.activation_dropout if self.training else 0.0
+        layers = (self.weight1_EDF, self.bias1_EF), (self.weight2_EFD, self.bias2_ED)
+        y_AD: Tensor = self.dropout(grouped_feed_forward(x_AD, *layers, count_E, self.activation, inner_dropout))
+        return y_AD
