@@ -51,6 +51,33 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def surgery(arguments: argparse.Namespace) -> int:
+    """Write what operations make of a checkpoint."""
+    from moe_nmt.fairseq_plugin.checkpoints import operate
+
+    operate(arguments.checkpoint, arguments.output, arguments.operations)
+    return 0
+
+
+def extract_adapters(arguments: argparse.Namespace) -> int:
+    """Write the adapters of a checkpoint to a file of their own."""
+    from moe_nmt.fairseq_plugin.adapter_files import extract
+
+    languages = arguments.languages.split(",") if arguments.languages else None
+    shipped = extract(arguments.checkpoint, arguments.output, languages)
+    size, whole = (path.stat().st_size / 1e6 for path in (arguments.output, arguments.checkpoint))
+    print(f"{arguments.output}: {size:.2f} MB of the checkpoint's {whole:.2f} MB, {shipped.spec}")
+    return 0
+
+
+def attach_adapters(arguments: argparse.Namespace) -> int:
+    """Write the checkpoint of a base with adapters."""
+    from moe_nmt.fairseq_plugin.adapter_files import attach
+
+    attach(arguments.base, arguments.adapters, arguments.output)
+    return 0
+
+
 def routing(arguments: argparse.Namespace) -> int:
     """Count which experts the tokens of each language go to."""
     from moe_nmt.evaluation.expert_load import write_expert_load
@@ -192,6 +219,21 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("curriculum", help="a table of the updates at which directions join a training")
     curriculum.add_arguments(add)
     add.set_defaults(run=curriculum.main)
+    add = commands.add_parser("surgery", help="change a trained model: checkpoint to checkpoint")
+    add.add_argument("checkpoint", type=Path, help="a checkpoint file")
+    add.add_argument(
+        "output",
+        type=Path,
+        help="the checkpoint to write; translate with it, or go on training with --finetune-from-model",
+    )
+    add.add_argument(
+        "operations",
+        nargs="+",
+        metavar="OPERATION",
+        help="as 'bake_adapters()', done in this order; see moe-nmt methods",
+    )
+    add.set_defaults(run=surgery)
+    add_adapters(commands.add_parser("adapters", help="adapters in files of their own, apart from their base"))
     add = commands.add_parser("methods", help="list every router, expert kind, loss ... and its options")
     add.set_defaults(run=methods)
     add = commands.add_parser("inspect", help="parts and parameter counts of a checkpoint or a named architecture")
@@ -201,6 +243,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add.set_defaults(run=inspect)
     return parser
+
+
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `moe-nmt adapters`."""
+    ways = parser.add_subparsers(dest="way", required=True, metavar="WAY")
+    add = ways.add_parser("extract", help="write the adapters of a checkpoint alone, a few MB")
+    add.add_argument("checkpoint", type=Path, help="a checkpoint file of a model with adapters")
+    add.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file of adapters to write")
+    add.add_argument(
+        "--languages", metavar="A,…", help="only bottleneck adapters of these; of a pair, one of the two (default: all)"
+    )
+    add.set_defaults(run=extract_adapters)
+    add = ways.add_parser("attach", help="write the checkpoint that a base and its adapters make")
+    add.add_argument("base", type=Path, help="a checkpoint file of the base that the adapters were trained on")
+    add.add_argument(
+        "adapters", type=Path, nargs="+", help="files of adapters; more than one if they are bottlenecks of one kind"
+    )
+    add.add_argument("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
+    add.set_defaults(run=attach_adapters)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,8 @@ from moe_nmt.adapters import ADAPTERS
 from moe_nmt.moe import BRANCHES, DISPATCHERS, EXPERTS, LOSSES, REGULARIZERS, ROUTERS
 from moe_nmt.registry import Registry
 from moe_nmt.schedules import SCHEDULES
+from moe_nmt.surgery import SURGERY
+from moe_nmt.training.freezing import FREEZING
 
 FLAGS: dict[str, Registry] = {
     "--moe-router": ROUTERS,
@@ -15,6 +17,8 @@ FLAGS: dict[str, Registry] = {
     "--moe-branch": BRANCHES,
     "--moe-losses": LOSSES,
     "--adapters": ADAPTERS,
+    "--freezing": FREEZING,
+    "`moe-nmt surgery`": SURGERY,
     "any value that may change": SCHEDULES,
 }
 

@@ -209,8 +209,8 @@ class Registry(Generic[PartT]):
         """Build a part from its spec and from what the surrounding model supplies (only what the part asks for)."""
         spec = parse(spec) if isinstance(spec, str) else spec
         options = self.check(spec)
-        part = self.entry(spec.name).part
-        wanted = inspect.signature(part).parameters
+        entry = self.entry(spec.name)
+        part, wanted = entry.part, inspect.signature(entry.part).parameters.keys() - entry.options.keys()
         try:
             return part(**{k: v for k, v in supplied.items() if k in wanted}, **options)
         except UserError as error:

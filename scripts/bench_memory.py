@@ -1,6 +1,7 @@
 """Peak memory of training and inference on a CPU, against the sum of what they cannot do without.
 
     python scripts/bench_memory.py [--experts 0,8,32] [--tokens 4096] [--json FILE] [--quick]
+    python scripts/bench_memory.py --adapters [...]
 
 The model is a `transformer_moe_base` with experts in every second layer (0 experts: dense). Every measurement is a
 process of its own: the peak resident set of some updates with Adam, or of a translation with beam 5, less what was
@@ -17,6 +18,11 @@ log-probabilities (NV).
 
 activations of inference: for R hypotheses of T positions the keys and values of all layers (4RTD at 2 caches of the
 moment of a reordering, old and new), of the source once per sentence, and the log-probabilities (2RV: logits beside).
+
+With --adapters it is the training of the dense model alone: full fine-tuning without adapters, and each kind of adapter
+on a frozen base, as `bench_train.py --adapters` compares their speed, all directions of its languages mixed in a batch.
+Beside the peak stand the parameters, those that are trained (gradients need as much), and the state of the optimizer as
+it is held after the updates.
 """
 
 from __future__ import annotations
@@ -33,7 +39,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.benchmarking import Progress, Results, machine, markdown_table, numbers, run_script  # noqa: E402
+from scripts.bench_train import ADAPTERS, FREEZING, LANGUAGES  # noqa: E402
+from scripts.benchmarking import Progress, Results, figure, machine, markdown_table, numbers, run_script  # noqa: E402
 
 MIB = 2**20
 LENGTH = 32
@@ -43,6 +50,9 @@ BEAM = 5
 UPDATES = 3
 SIZES = {"full": (512, 2048, 6, 8, 8000), "quick": (64, 128, 2, 4, 400)}
 """Model width, inner width, layers of each side, heads, dictionary."""
+DIRECTIONS = [direction for other in LANGUAGES[1:] for direction in ((LANGUAGES[0], other), (other, LANGUAGES[0]))]
+FULL = "no adapters"
+"""The model of the comparison of adapters that is trained in full."""
 
 
 def resident(field: str) -> int:
@@ -75,12 +85,13 @@ def inference_activations(rows: int, size: tuple[int, ...]) -> int:
     return own + own // layers + source + 4 * 2 * rows * vocabulary
 
 
-def build(size: tuple[int, ...], experts: int) -> Any:
-    """The model, with a dictionary of numbered words."""
+def build(size: tuple[int, ...], experts: int, adapters: str = "") -> Any:
+    """The model, all but its adapters frozen if it has any, with a dictionary of numbered words."""
     from fairseq.data import Dictionary
 
     from moe_nmt.fairseq_plugin.config import TransformerMoEConfig
     from moe_nmt.fairseq_plugin.model import build_transformer_moe
+    from moe_nmt.training.freezing import FREEZING as RECIPES
 
     dim, ffn_dim, layers, heads, vocabulary = size
     words = Dictionary()
@@ -96,43 +107,50 @@ def build(size: tuple[int, ...], experts: int) -> Any:
             ("attention_heads", heads),
         )
     }
-    config = TransformerMoEConfig(moe_freq=2 if experts else 0, moe_experts=f"ffn(count={experts or 1})", **sides)
-    return build_transformer_moe(config, words, words), words
+    moe = {"moe_freq": 2 if experts else 0, "moe_experts": f"ffn(count={experts or 1})"}
+    config = TransformerMoEConfig(**moe, **sides, adapters=adapters)
+    model = build_transformer_moe(config, words, words, languages=LANGUAGES)
+    if adapters:
+        model.freeze(RECIPES.build(FREEZING))
+    return model, words
 
 
-def train(size: tuple[int, ...], experts: int, tokens: int) -> dict[str, int]:
+def train(size: tuple[int, ...], experts: int, tokens: int, adapters: str = "") -> dict[str, int]:
     from moe_nmt.fairseq_plugin.criterion import MoELabelSmoothedCrossEntropyCriterion
 
     class Task:
         target_dictionary: Any
-        lang_pairs = ("a-b",)
+        lang_pairs = tuple("-".join(direction) for direction in DIRECTIONS)
 
         @staticmethod
         def direction_index() -> torch.Tensor:
-            return torch.tensor([[-1, 0], [-1, -1]])
+            pairs = [(source, target) for source in LANGUAGES for target in LANGUAGES]
+            index = [DIRECTIONS.index(pair) if pair in DIRECTIONS else -1 for pair in pairs]
+            return torch.tensor(index).view(len(LANGUAGES), -1)
 
     before = resident("VmRSS")
-    model, Task.target_dictionary = build(size, experts)
+    model, Task.target_dictionary = build(size, experts, adapters)
     criterion = MoELabelSmoothedCrossEntropyCriterion(Task(), False, 0.1, moe_losses="[load_balancing(weight=0.01)]")
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, fused=True)
     sentences = tokens // LENGTH
-    zeros = torch.zeros(sentences, dtype=torch.int64)
+    mixed = [[LANGUAGES.index(name) for name in DIRECTIONS[i % len(DIRECTIONS)]] for i in range(sentences)]
+    source_language, target_language = torch.tensor(mixed).unbind(1)
     for _ in range(UPDATES):
         source, target = torch.randint(4, size[-1], (2, sentences, LENGTH))
         sample = {"target": target, "ntokens": tokens, "nsentences": sentences}
         sample["net_input"] = {"src_tokens": source, "src_lengths": None, "prev_output_tokens": target.roll(1, 1)}
-        sample["net_input"] |= {"source_language": zeros, "target_language": zeros + 1}
+        sample["net_input"] |= {"source_language": source_language, "target_language": target_language}
         optimizer.zero_grad()
         loss, weight, _ = criterion(model, sample)
         (loss / weight).backward()
         optimizer.step()
         del loss
-    parameters = sum(parameter.numel() * 4 for parameter in model.parameters())
     return {
         "peak": resident("VmHWM") - before,
-        "parameters": parameters,
-        "gradients": parameters,
-        "optimizer": 2 * parameters,
+        "parameters": sum(parameter.nbytes for parameter in model.parameters()),
+        "gradients": sum(parameter.nbytes for parameter in trained),
+        "optimizer": sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values()),
         "activations": training_activations(model, tokens, size, experts),
     }
 
@@ -155,23 +173,58 @@ def translate(size: tuple[int, ...], experts: int, tokens: int) -> dict[str, int
     }
 
 
-def measure(mode: str, experts: int, tokens: int, size: str) -> dict[str, int]:
+def measure(mode: str, experts: int, tokens: int, size: str, adapters: str = "") -> dict[str, int]:
     """One measurement in a process of its own."""
-    command = [sys.executable, __file__, "--worker", mode, str(experts), str(tokens), size]
+    command = [sys.executable, __file__, "--worker", mode, str(experts), str(tokens), size, adapters]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise OSError(f"{mode} with {experts} experts failed: {done.stderr[-2000:]}")
+        raise OSError(f"{mode} with {adapters or f'{experts} experts'} failed: {done.stderr[-2000:]}")
     found: dict[str, int] = json.loads(done.stdout)
     return found
 
 
-def work(mode: str, experts: str, tokens: str, size: str) -> None:
+def work(mode: str, experts: str, tokens: str, size: str, adapters: str) -> None:
     import moe_nmt.fairseq_plugin  # noqa: F401
 
     torch.manual_seed(1)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    run = train if mode == "training" else translate
-    print(json.dumps(run(SIZES[size], int(experts), int(tokens))))
+    what = SIZES[size], int(experts), int(tokens)
+    print(json.dumps(train(*what, adapters) if mode == "training" else translate(*what)))
+
+
+def compare_experts(args: argparse.Namespace, results: Results) -> str:
+    """Training and inference with these numbers of experts beside what they need, as a table."""
+    cases = [(mode, experts) for mode in ("training", "inference") for experts in args.experts]
+    progress = Progress([1.0] * len(cases))
+    rows = []
+    for mode, experts in cases:
+        progress.begin(f"{mode} with {experts} experts")
+        found = measure(mode, experts, args.tokens, args.size)
+        needed = sum(value for name, value in found.items() if name != "peak")
+        results.data[f"{mode} {experts}"] = found | {"needed": needed, "ratio": found["peak"] / needed}
+        results.save()
+        parts = (found.get(name) for name in ("parameters", "gradients", "optimizer", "activations"))
+        mib = [f"{value / MIB:,.0f}" if value else "" for value in (*parts, needed, found["peak"])]
+        rows.append([mode, str(experts), *mib, f"{found['peak'] / needed:.2f}"])
+    header = ["", "experts", "parameters", "gradients", "optimizer", "activations", "needed", "peak", "ratio"]
+    return markdown_table(header, rows)
+
+
+def compare_adapters(args: argparse.Namespace, results: Results) -> str:
+    """Training with each kind of adapter beside full fine-tuning, as a table."""
+    cases = {FULL: ""} | ADAPTERS
+    progress = Progress([1.0] * len(cases))
+    rows = []
+    for name, spec in cases.items():
+        progress.begin(name)
+        found = measure("training", 0, args.tokens, args.size, spec)
+        results.data[name] = {part: found[part] for part in ("parameters", "gradients", "optimizer", "peak")}
+        results.save()
+        whole = results.data[FULL]
+        ratio = [f"{found[part] / whole[part]:.3f}" for part in ("optimizer", "peak")]
+        rows.append([name, *(figure(value / MIB) for value in results.data[name].values()), *ratio])
+    header = ["", "parameters", "trained", "optimizer", "peak", f"optimizer to {FULL}", f"peak to {FULL}"]
+    return markdown_table(header, rows)
 
 
 def main() -> None:
@@ -180,27 +233,16 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=numbers, default=[0, 8, 32], help="per sparse layer (default: 0,8,32)")
+    parser.add_argument("--adapters", action="store_true", help="compare the kinds of adapters of a dense model")
     parser.add_argument("--tokens", type=int, default=4096, help="source tokens per batch (default: 4096)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--quick", action="store_true", help="a trial with a tiny model and 320 tokens")
+    parser.set_defaults(size="full")
     args = parser.parse_args()
-    size, tokens = ("quick", 320) if args.quick else ("full", args.tokens)
-    results = Results(args.json, {"size": list(SIZES[size]), "tokens": tokens, "machine": machine()})
-    cases = [(mode, experts) for mode in ("training", "inference") for experts in args.experts]
-    progress = Progress([1.0] * len(cases))
-    rows = []
-    for mode, experts in cases:
-        progress.begin(f"{mode} with {experts} experts")
-        found = measure(mode, experts, tokens, size)
-        needed = sum(value for name, value in found.items() if name != "peak")
-        results.data[f"{mode} {experts}"] = found | {"needed": needed, "ratio": found["peak"] / needed}
-        results.save()
-        parts = (found.get(name) for name in ("parameters", "gradients", "optimizer", "activations"))
-        mib = [f"{value / MIB:,.0f}" if value else "" for value in (*parts, needed, found["peak"])]
-        rows.append([mode, str(experts), *mib, f"{found['peak'] / needed:.2f}"])
-    print("MiB")
-    header = ["", "experts", "parameters", "gradients", "optimizer", "activations", "needed", "peak", "ratio"]
-    print(markdown_table(header, rows))
+    if args.quick:
+        args.size, args.tokens = "quick", 320
+    results = Results(args.json, {"size": list(SIZES[args.size]), "tokens": args.tokens, "machine": machine()})
+    print("MiB\n\n" + (compare_adapters if args.adapters else compare_experts)(args, results))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
     python scripts/bench_train.py [--data FOLDER] [--updates 8] [--rounds 3] [--json FILE] [--profile FILE] [--quick]
     python scripts/bench_train.py --cures --k 2 [...]
+    python scripts/bench_train.py --adapters [...]
 
 Both are `transformer_moe_base`: the dense one with `--moe-freq 0`, the sparse one with experts of 1/k of the width, so
-that k of them compute as much. With --cures it is the sparse one alone, plain and with each cure for over-fitting. They
-train on the same batches in turn, each in a process of its own that starts anew in every round; the words per second
-are fairseq's, of the updates that follow a warm-up, and the ratio to the first (higher is better) is the median over
-the rounds. Without --data, on a corpus of random words in six directions with lengths like those of real text, which
+that k of them compute as much. With --cures it is the sparse one alone, plain and with each cure for over-fitting; with
+--adapters the dense one alone, with each kind of adapter on a frozen base, with adapters that train together with their
+base, and without adapters. They train on the same batches in turn, each in a process of its own that starts anew in
+every round; the words per second are fairseq's, of the updates that follow a warm-up, and the ratio to the first
+(higher is better) is the median over the rounds; with --adapters the time of an update is compared too (lower is
+better). Without --data, on a corpus of random words in six directions with lengths like those of real text, which
 FOLDER/data-bin keeps. --profile also writes where the time of an update goes.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -62,6 +66,16 @@ CURES = {
     "MoEC": "--moe-regularizers cluster_dropout(clusters=2) --moe-losses [load_balancing,cluster_variance(clusters=2)]",
 }
 """The flags of each cure, beside those of the plain sparse model."""
+
+ADAPTERS = {
+    "bottleneck": "bottleneck(dim=128)",
+    "hyper": "hyper(dim=128,hidden=128)",
+    "mov": "mov(count=10)",
+    "molora": "molora(count=4,rank=4)",
+}
+"""Each kind of adapter; those of `hyper` are as large as those of `bottleneck`."""
+
+FREEZING = "train_only(parts=[adapters])"
 
 
 class Update(NamedTuple):
@@ -116,7 +130,13 @@ def models(args: argparse.Namespace) -> dict[str, list[str]]:
     ]
     if args.cures:
         return {"moe": moe} | {name: [*moe, *flags.split(" ")] for name, flags in CURES.items()}
-    return {"dense": ["--moe-freq", "0"], "moe": moe}
+    dense = ["--moe-freq", "0"]
+    if args.adapters:
+        adapted = {name: [*dense, "--adapters", spec] for name, spec in ADAPTERS.items()}
+        frozen = {name: [*flags, "--freezing", FREEZING] for name, flags in adapted.items()}
+        joint = {f"{name}, with its base": adapted[name] for name in ("bottleneck", "hyper")}
+        return frozen | joint | {"no adapters": dense}
+    return {"dense": dense, "moe": moe}
 
 
 def train_arguments(args: argparse.Namespace, data: Path, model: list[str]) -> list[str]:
@@ -176,6 +196,8 @@ def measure(args: argparse.Namespace, data: Path, results: Results) -> dict[str,
     """Words per second of each model in every round; what `results` holds already is not measured again."""
     flags = models(args)
     found: dict[str, list[float]] = results.data.setdefault("words_per_second", {name: [] for name in flags})
+    if list(found) != list(flags):
+        raise UserError(f"{results.path} holds other models ({', '.join(found)}); name another file or remove it.")
     waiting = [(turn, name) for turn in range(args.rounds) for name in found if turn >= len(found[name])]
     progress = Progress([1.0] * len(waiting))
     for turn, name in waiting:
@@ -200,9 +222,25 @@ def profile(args: argparse.Namespace, data: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def comparison_table(found: dict[str, list[float]], times: bool) -> str:
+    """Words per second in every round as a ratio to those of the first model and, with `times`, its inverse."""
+    first, *_ = found
+    header = ["model", "words per second", "spread", "every round", f"ratio to {first}", "spread"]
+    rows = []
+    for name, values in found.items():
+        summaries = [ratios(values, found[first])]
+        if times:
+            summaries.append(ratios(found[first], values))
+        speed, each = summarize(values), " ".join(f"{value:.0f}" for value in values)
+        cells = [figure(value) for summary in summaries for value in (summary.median, summary.spread)]
+        rows.append([name, figure(speed.median), figure(speed.spread), each, *cells])
+    return markdown_table([*header, "time of an update to its", "spread"] if times else header, rows)
+
+
 def heading(args: argparse.Namespace) -> str:
     """What was measured, in a line."""
-    model = f"{args.experts} experts, k = {args.k}, experts in every layer whose number {args.moe_freq} divides"
+    experts = f"{args.experts} experts, k = {args.k}, experts in every layer whose number {args.moe_freq} divides"
+    model = "no experts, adapters of a frozen base unless it says otherwise" if args.adapters else experts
     return (
         f"{model}, {args.optimizer}, --max-tokens {args.max_tokens}, torch {torch.__version__}, {args.threads} threads"
     )
@@ -218,7 +256,9 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--k", type=int, default=1)
     parser.add_argument("--moe-freq", type=int, default=2)
-    parser.add_argument("--cures", action="store_true", help="compare the cures for over-fitting to the plain MoE")
+    comparison = parser.add_mutually_exclusive_group()
+    comparison.add_argument("--cures", action="store_true", help="compare the cures for over-fitting to the plain MoE")
+    comparison.add_argument("--adapters", action="store_true", help="compare the kinds of adapters of a dense model")
     parser.add_argument(
         "--dropout", type=float, default=0.1, help="of all models but the one with a dropout of its own"
     )
@@ -242,16 +282,10 @@ def main() -> None:
     settings = {name: getattr(args, name) for name in names} | {"data": str(args.data), "machine": machine()}
     results = Results(args.json, settings)
     found = measure(args, data, results)
-    first, *_ = found
     print(heading(args))
-    rows = []
-    for name, values in found.items():
-        speed, ratio = summarize(values), ratios(values, found[first])
-        each = " ".join(f"{value:.0f}" for value in values)
-        rows.append(
-            [name, figure(speed.median), figure(speed.spread), each, figure(ratio.median), figure(ratio.spread)]
-        )
-    print(markdown_table(["model", "words per second", "spread", "every round", f"ratio to {first}", "spread"], rows))
+    print(comparison_table(found, times=args.adapters))
+    if args.adapters:
+        print(f"\n{statistics.mean(results.data['words']):.0f} target words in an update")
     if args.profile:
         args.profile.write_text(profile(args, data), encoding="utf-8")
 

@@ -24,7 +24,7 @@ train() {
     touch "$run/trained"
 }
 
-# translate RUN: the test set of every direction by the best checkpoint.
+# translate RUN FLAGS…: the test set of every direction by the best checkpoint.
 translate() {
-    moe-nmt translate "$1/checkpoints/checkpoint_best.pt" "$1/corpus/data-bin" --output "$1/translations" --max-tokens 4000
+    moe-nmt translate "$1/checkpoints/checkpoint_best.pt" "$1/corpus/data-bin" --output "$1/translations" --max-tokens 4000 "${@:2}"
 }

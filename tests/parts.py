@@ -5,12 +5,26 @@ Shape letters: N tokens, E experts, A assignments, D model width, L languages.
 
 import torch
 
+from moe_nmt.adapters import Host, LayerShape
 from moe_nmt.moe import BRANCHES, DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer, RoutingContext
 from moe_nmt.moe.routing import Routing
 from moe_nmt.registry import Spec
 
 TOKENS, EXPERT_COUNT, DIM, FFN_DIM, LANGUAGES = 24, 4, 8, 16, 3
-SUPPLIED = {"dim": DIM, "ffn_dim": FFN_DIM, "num_experts": EXPERT_COUNT}
+
+
+def make_host(languages=("a", "b", "c"), directions=("a-b", "b-a"), dim=DIM, layers=(2, 2)):
+    """A dense Transformer of this width and these numbers of layers in encoder and decoder, as adapters see it."""
+    attention = {name: (dim, dim) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    feed_forward = {"feed_forward.fc1": (dim, FFN_DIM), "feed_forward.fc2": (FFN_DIM, dim)}
+    own = {f"self_attn.{name}": size for name, size in attention.items()}
+    cross = {f"encoder_attn.{name}": size for name, size in attention.items()}
+    encoder = LayerShape(dim, 2, own | feed_forward)
+    decoder = LayerShape(dim, 2, own | cross | feed_forward)
+    return Host([encoder] * layers[0], [decoder] * layers[1], languages, directions)
+
+
+SUPPLIED = {"dim": DIM, "ffn_dim": FFN_DIM, "num_experts": EXPERT_COUNT, "host": make_host()}
 REQUIRED = {
     "count": EXPERT_COUNT,
     "clusters": 2,
@@ -20,6 +34,9 @@ REQUIRED = {
     "steps": 10,
     "starts": [0, 5],
     "values": [0.25, 0.75],
+    "dim": 4,
+    "hidden": 6,
+    "rank": 2,
 }
 """A value for each option that some part requires, by the option's name; extend it with a part that needs another."""
 

@@ -1,6 +1,6 @@
-"""Adapters: small modules on a Transformer, frozen or not, that depend on the languages of a sentence. One file, one kind.
+"""Adapters: small modules on a Transformer that depend on the languages of a sentence. One file, one kind.
 
-Shape letters: T positions, B sentences, R rows (sentences, or adjacent hypotheses of them), D model width, L languages.
+Shape letters: T positions, B sentences, R rows (sentences, or hypotheses of them), D model width, L languages.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from moe_nmt.registry import Registry
+
+ADAPTERS_PREFIX = "adapters."
+"""What the names of all parameters of adapters begin with in a model, and of no others."""
 
 Side = Literal["encoder", "decoder"]
 SIDES: tuple[Side, ...] = ("encoder", "decoder")

@@ -52,7 +52,8 @@ class Bottleneck(LayerAdapter):
             (weights.up_GHD, weights.up_bias_GD),
             places_G,
             "relu",
-        ).view(z.shape)
+        )
+        y = y.view(z.shape).to(x.dtype)  # they differ under autocast
         return x + y if row_A is None else x.index_add(1, row_A, y.transpose(0, 1))
 
 
@@ -154,12 +155,14 @@ class BottleneckAdapters(Adapters):
 
 def _pairs(directions: list[str] | None, adapted: list[str], host: Host) -> list[str]:
     """The directions that have an adapter."""
-    chosen = host.directions if directions is None else directions
+    chosen = list(host.directions if directions is None else directions)
     for direction in chosen:
         sides = direction.split("-")
         for language in sides:
             if len(sides) != 2 or language not in host.languages:
-                raise UserError(f"directions={directions}: '{direction}' is no direction of {', '.join(host.languages)}.")
+                raise UserError(f"directions: '{direction}' is no direction of {', '.join(host.languages)}.")
+        if chosen.count(direction) > 1:
+            raise UserError(f"directions: '{direction}' is named twice; name it once.")
     pairs = [direction for direction in chosen if not set(direction.split("-")).isdisjoint(adapted)]
     if not pairs:
         raise UserError("by=pair finds no direction to adapt; name some with directions=['eng-deu'].")

@@ -69,8 +69,12 @@ def chosen_languages(chosen: Sequence[str] | None, known: Sequence[str]) -> list
     """The languages that an option names, or all that are known.
 
     Raises:
-        UserError: for one that is not known, or is named twice.
+        UserError: for one that is not known, or is named twice, or if there is none.
     """
+    if not known:
+        raise UserError("the model knows no languages to adapt to; use the task multilingual_translation_moe.")
+    if chosen is not None and not chosen:
+        raise UserError("languages is an empty list; name some, or leave it out for all.")
     for language in chosen or ():
         if language not in known:
             raise UserError(f"no language is called '{language}'{suggest(language, known)}")

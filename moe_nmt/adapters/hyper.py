@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from moe_nmt.moe.linear import Linear
 Input = Literal["source", "target", "layer"]
 CACHED_GROUPS = 256
 """For how many groups of each side generated adapters are kept in evaluation."""
+MEASURED = 128
+"""How many adapters are generated at most, to measure their standard deviation."""
 
 
 class ResidualBlock(nn.Module):
@@ -100,31 +102,37 @@ class HyperNetwork(nn.Module):
     def reset_parameters(self, init: Literal["identity", "hyper", "xavier"]) -> None:
         """Draw the parameters.
 
-        `hyper`: the heads of `down` and `up` are scaled so that the *generated* matrices have the standard deviation of
-        a Xavier linear map of their size, sqrt(2 / (D + H)), measured over all languages and layers with the rescaling
-        in force (the published code measures without it, which makes them too small by sqrt(hidden)). `identity`: the
-        same, but the head of `up` is zero, so that adapters start without effect. `xavier`: the heads themselves are
-        Xavier linear maps, which makes the generated matrices about ten times smaller.
+        All linear maps as Xavier draws them, biases at 0, and then by `init`. `hyper`: the heads of `down` and `up` are
+        scaled so that the *generated* matrices have the standard deviation of a Xavier linear map of their size,
+        sqrt(2 / (D + H)), measured over languages and layers (at most `MEASURED` combinations) with all inputs and the
+        rescaling in force (the published code measures without it, which makes them too small by sqrt(hidden)); the
+        other heads are near 0. `identity`: the same, but the heads of `up` and its bias are 0, so that adapters start
+        without effect. `xavier`: nothing more, which makes the generated matrices about ten times smaller.
         """
         for embedding in (self.source_embedding, self.target_embedding, self.layer_embedding):
             nn.init.trunc_normal_(embedding.weight, std=1.0)
-        for name, head in self.heads.items():
-            nn.init.zeros_(head.bias)
-            if init != "xavier" and name not in ("down", "up"):
-                nn.init.uniform_(head.weight, -0.01, 0.01)
-            else:
-                nn.init.xavier_uniform_(head.weight)
-        if init != "xavier" and not self.input.weight.is_meta:
+        for linear in (module for module in self.modules() if isinstance(module, Linear)):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        if init == "xavier":
+            return
+        weight = {name: self.get_parameter(f"heads.{name}.weight") for name in self.heads}
+        for name in weight:
+            if name not in ("down", "up"):
+                nn.init.uniform_(weight[name], -0.01, 0.01)
+        if not self.input.weight.is_meta:
             training = self.training
             languages, layers = self.source_embedding.num_embeddings, self.layer_embedding.num_embeddings
-            everyone = torch.cartesian_prod(torch.arange(languages), torch.arange(layers))
-            made = self.eval().generate(everyone[:, 0], everyone[:, 0], everyone[:, 1])
+            pairs = torch.cartesian_prod(torch.arange(languages), torch.arange(layers))
+            language_M, layer_M = pairs[torch.randperm(len(pairs))[:MEASURED]].unbind(1)
+            made = self.eval().generate(language_M, language_M, layer_M)
             self.train(training)
             wanted = math.sqrt(2 / (self.dim + self.bottleneck))
-            self.heads["down"].weight.mul_(wanted / made.down_GDH.std())
-            self.heads["up"].weight.mul_(wanted / made.up_GHD.std())
+            weight["down"].mul_(wanted / made.down_GDH.std())
+            weight["up"].mul_(wanted / made.up_GHD.std())
         if init == "identity":
-            nn.init.zeros_(self.heads["up"].weight)
+            nn.init.zeros_(weight["up"])
+            nn.init.zeros_(weight["up_bias"])
 
 
 @ADAPTERS.register("hyper", paper="Baziotis et al. 2022 (2205.10835)")
@@ -140,7 +148,8 @@ class HyperAdapters(Adapters):
         hidden: width of the network.
         encoder_inputs, decoder_inputs: what adapters of that side depend on; the others are left out (zeros). Two
             sentences that agree in these have the same adapters.
-        languages: sentences with none of these among the inputs of a side pass through it unchanged; None: all.
+        languages: sentences with none of these among the inputs of a side pass through it unchanged; None: all that are
+            embedded.
         embedded: languages that have an embedding; None: all of the model's.
         embed_dim: width of each embedding. blocks: residual blocks of the network. dropout: in the network.
         tied: one embedding of a language as source and as target.
@@ -173,15 +182,17 @@ class HyperAdapters(Adapters):
     ):
         super().__init__()
         if min(dim, hidden, embed_dim) < 1 or blocks < 0 or not 0 <= dropout < 1:
-            raise UserError("dim, hidden and embed_dim must be at least 1, blocks at least 0, dropout from 0 to below 1.")
+            raise UserError(
+                "dim, hidden and embed_dim must be at least 1, blocks at least 0, dropout from 0 to below 1."
+            )
         widths = {shape.dim for side in SIDES for shape in getattr(host, side)}
         if len(widths) != 1:
             raise UserError("encoder and decoder must be of one width; use bottleneck adapters for this model.")
         embedded = chosen_languages(embedded, host.languages)
-        adapted = chosen_languages(languages, host.languages)
+        adapted = chosen_languages(languages, embedded)
         self.inputs: dict[Side, list[Input]] = {
-            "encoder": encoder_inputs or ["source", "target", "layer"],
-            "decoder": decoder_inputs or ["source", "target", "layer"],
+            "encoder": list(get_args(Input)) if encoder_inputs is None else encoder_inputs,
+            "decoder": list(get_args(Input)) if decoder_inputs is None else decoder_inputs,
         }
         self.recorded = {"languages": adapted, "embedded": embedded}
         self.first_layer = {"encoder": 0, "decoder": len(host.encoder)}
@@ -190,7 +201,7 @@ class HyperAdapters(Adapters):
         self.network = HyperNetwork(
             len(embedded),
             sum(self.layers.values()),
-            *widths,
+            widths.pop(),
             dim,
             hidden,
             embed_dim,
@@ -202,8 +213,11 @@ class HyperAdapters(Adapters):
         )
         self.network.reset_parameters(init)
         self._kept: dict[Side, dict[int, BottleneckWeights]] = {side: {} for side in SIDES}
+        self._joined: dict[Side, tuple[list[int], BottleneckWeights]] = {}
         for side in SIDES:
-            self.register_buffer(f"{side}_table", self._table(side, host.languages, embedded, adapted), persistent=False)
+            self.register_buffer(
+                f"{side}_table", self._table(side, host.languages, embedded, adapted), persistent=False
+            )
 
     def _table(self, side: Side, known: Sequence[str], embedded: list[str], adapted: list[str]) -> Tensor:
         """A group is source * (L + 1) + target, for L embedded languages; L stands for an input that is left out."""
@@ -225,7 +239,9 @@ class HyperAdapters(Adapters):
         if groups is None:
             return [None] * self.layers[side]
         present = groups.present
-        weights = self.generate(side, present) if torch.is_grad_enabled() or self.training else self._keep(side, present)
+        weights = (
+            self.generate(side, present) if torch.is_grad_enabled() or self.training else self._keep(side, present)
+        )
         groups = groups.renumbered()
         layers = zip(*(part.unbind() for part in weights), strict=True)
         return [Bottleneck(BottleneckWeights(*parts), groups) for parts in layers]
@@ -247,21 +263,22 @@ class HyperAdapters(Adapters):
         return BottleneckWeights(*(part.view(len(layer), len(groups), *part.shape[1:]) for part in made))
 
     def _keep(self, side: Side, groups: list[int]) -> BottleneckWeights:
-        """As `generate`, from what was generated before."""
+        """As `generate`, from what was generated before; each group by itself, so that it is the same in any batch."""
         kept = self._kept[side]
         missing = [group for group in groups if group not in kept]
         if len(kept) + len(missing) > CACHED_GROUPS:
             kept.clear()
             missing = groups
-        if missing:
-            made = self.generate(side, missing)
-            for place, group in enumerate(missing):
-                kept[group] = BottleneckWeights(*(part[:, place : place + 1] for part in made))
+        kept.update({group: self.generate(side, [group]) for group in missing})
         if len(groups) == 1:
             return kept[groups[0]]
-        return BottleneckWeights(*(torch.cat(parts, 1) for parts in zip(*(kept[g] for g in groups), strict=True)))
+        if self._joined.get(side, ([],))[0] != groups:
+            parts = zip(*(kept[group] for group in groups), strict=True)
+            self._joined[side] = groups, BottleneckWeights(*(torch.cat(part, 1) for part in parts))
+        return self._joined[side][1]
 
     def _forget(self) -> None:
+        self._joined.clear()
         for kept in self._kept.values():
             kept.clear()
 
@@ -271,7 +288,8 @@ class HyperAdapters(Adapters):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HyperAdapters:
         self._forget()
-        return super()._apply(fn, recurse)
+        applied: HyperAdapters = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return applied
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._forget()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import errno
 import functools
 import logging
 import pickle
+import re
 import sys
 import typing
 import warnings
@@ -86,9 +88,22 @@ def explain_load_failures(load: Callable[..., Any]) -> Callable[..., Any]:
             raise CheckpointError(
                 f"the checkpoint {path} is refused because {reason}; use one that fairseq or moe-nmt wrote."
             ) from None
-        except (EOFError, RuntimeError, zipfile.BadZipFile, KeyError, AttributeError, ValueError, TypeError) as error:
+        except (
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            KeyError,
+            AttributeError,
+            ValueError,
+            TypeError,
+            OSError,
+        ) as e:
+            if (
+                isinstance(e, OSError) and e.errno != errno.EINVAL
+            ):  # torch's word for the end of a file that comes too soon
+                raise
             raise CheckpointError(
-                f"the checkpoint {path} cannot be read ({type(error).__name__}); "
+                f"the checkpoint {path} cannot be read ({type(e).__name__}); "
                 "it is damaged or cut short: go back to an earlier one."
             ) from None
 
@@ -124,12 +139,35 @@ def _sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, AssertionError) and "--reset-optimizer" in str(error):
         return str(error)
+    if isinstance(error, ValueError) and "doesn't match the size of optimizer's group" in str(error):
+        return (
+            "the checkpoint was written by a training of other parameters, so its optimizer state does not fit; "
+            "use --finetune-from-model, which starts anew, or add --reset-optimizer."
+        )
+    if isinstance(error, ValueError) and str(error).startswith("--finetune-from-model"):
+        return f"{error}."
+    if type(error) is Exception and str(error).startswith("Cannot load model parameters"):
+        return _misfit(str(error).split()[6].rstrip(";"), error.__context__)
     missing = "Model file not found: "  # fairseq's own, before it comes to loading
     if isinstance(error, OSError) and str(error).startswith(missing):
         return (
             f"there is no checkpoint {str(error).removeprefix(missing)}; give the path of a file that training wrote."
         )
     return None
+
+
+def _misfit(path: str, reason: BaseException | None) -> str:
+    """What to tell the user of a checkpoint at `path` whose parameters are not those of the model."""
+    if isinstance(reason, UserError):
+        return f"{path}: {reason}"
+    culprit = re.search(
+        r"(Missing|Unexpected) key\(s\) in state_dict: \"(.*?)\"|(size mismatch) for (\S+):", str(reason)
+    )
+    found = " ".join(filter(None, culprit.groups())).lower() if culprit else str(reason)
+    return (
+        f"the checkpoint {path} does not fit the model ({found}, among others); "
+        "give the architecture as in its training, which moe-nmt inspect shows."
+    )
 
 
 def silence_known_warnings() -> None:

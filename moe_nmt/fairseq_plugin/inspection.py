@@ -6,13 +6,15 @@ import argparse
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
 from moe_nmt.errors import UserError, suggest
+from moe_nmt.fairseq_plugin.checkpoints import CheckpointFile
 from moe_nmt.fairseq_plugin.config import ARCHITECTURES, TransformerMoEConfig, apply_architecture
 from moe_nmt.fairseq_plugin.model import build_transformer_moe
 from moe_nmt.moe.parameters import count_parameters
+from moe_nmt.registry import parse
+from moe_nmt.surgery import languages_of
 
 PARTS = (
     "moe_freq",
@@ -23,27 +25,30 @@ PARTS = (
     "moe_dispatch",
     "moe_regularizers",
     "moe_branch",
+    "adapters",
 )
 
 
 def describe(model: str, vocabulary: int) -> str:
     """Parts and parameter counts as text, of a checkpoint file or of an architecture with a vocabulary of that size.
 
-    Nothing is allocated: the model is built on the meta device.
+    Of a checkpoint also its history, where there was surgery. The model is built on the meta device.
 
     Raises:
         UserError: if `model` is neither.
     """
     if Path(model).is_file():
-        state = checkpoint_utils.load_checkpoint_to_cpu(model)
-        args, vocabulary = state["cfg"]["model"], state["model"]["encoder.embedding.embed_tokens.weight"].shape[0]
-    elif model in ARCHITECTURES:
+        checkpoint = CheckpointFile(Path(model)).checkpoint
+        config = TransformerMoEConfig.from_args(argparse.Namespace(**checkpoint.options))
+        text = describe_config(config, checkpoint.tensors["encoder.embedding.embed_tokens.weight"].shape[0])
+        history = [f"history: [{', '.join(checkpoint.history)}]"] if checkpoint.history else []
+        return "\n".join([text, *history])
+    if model in ARCHITECTURES:
         args = argparse.Namespace()
         apply_architecture(args, model)
-    else:
-        hint = suggest(model, ARCHITECTURES, "Architectures")
-        raise UserError(f"'{model}' is neither a file nor an architecture{hint}")
-    return describe_config(TransformerMoEConfig.from_args(args), vocabulary)
+        return describe_config(TransformerMoEConfig.from_args(args), vocabulary)
+    hint = suggest(model, ARCHITECTURES, "Architectures")
+    raise UserError(f"'{model}' is neither a file nor an architecture{hint}")
 
 
 def describe_config(config: TransformerMoEConfig, vocabulary: int) -> str:
@@ -51,8 +56,12 @@ def describe_config(config: TransformerMoEConfig, vocabulary: int) -> str:
     dictionary = Dictionary()
     for number in range(vocabulary - len(dictionary)):
         dictionary.add_symbol(f"{number}")
+    languages = languages_of(parse(config.adapters)) if config.adapters else []
     with torch.device("meta"):
-        counts = count_parameters(build_transformer_moe(config, dictionary, dictionary))
+        model = build_transformer_moe(config, dictionary, dictionary, languages=languages)
+    counts = count_parameters(model)._asdict()
+    if model.adapters is not None:
+        counts["adapter"] = sum(parameter.numel() for parameter in model.adapters.parameters())
     shape = (
         f"layers {config.encoder_layers}+{config.decoder_layers}, width {config.encoder_embed_dim}, "
         f"inner width {config.encoder_ffn_embed_dim}, vocabulary {vocabulary:,}"
@@ -62,10 +71,7 @@ def describe_config(config: TransformerMoEConfig, vocabulary: int) -> str:
         for name in PARTS
         if getattr(config, name) not in ("", None)
     ]
-    numbers = [
-        f"{name} parameters: {value:,} ({_short(value)})"
-        for name, value in (("total", counts.total), ("expert", counts.expert), ("active", counts.active))
-    ]
+    numbers = [f"{name} parameters: {value:,} ({_short(value)})" for name, value in counts.items()]
     return "\n".join([shape, *parts, *numbers])
 
 

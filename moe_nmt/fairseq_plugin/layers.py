@@ -132,9 +132,7 @@ class EncoderLayer(TransformerLayer):
         self.self_attn = SelfAttention(dim, heads, dropout=attention_dropout)
         self.self_attn_layer_norm = LayerNorm(dim)
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None, real: RealTokens, adapter: LayerAdapter | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, real: RealTokens, adapter: LayerAdapter | None = None) -> Tensor:
         """`x`: [T, B, D]. `mask`: float [B, 1, 1, T], -inf at padding; None if there is none."""
 
         def attend(y: Tensor) -> Tensor:

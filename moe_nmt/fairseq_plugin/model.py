@@ -23,13 +23,14 @@ from fairseq.modules import LayerNorm, PositionalEmbedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moe_nmt.adapters import ADAPTERS, Adapters, Host, LayerAdapter, Side
+from moe_nmt.adapters import ADAPTERS, ADAPTERS_PREFIX, Adapters, Host, LayerAdapter, Side
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.config import ARCHITECTURES, TransformerMoEConfig, apply_architecture
 from moe_nmt.fairseq_plugin.layers import DecoderLayer, DenseFeedForward, EncoderLayer, MoEFeedForward, RealTokens
 from moe_nmt.moe import BRANCHES, DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer
 from moe_nmt.moe.linear import Linear
 from moe_nmt.registry import Spec, parse, parse_list
+from moe_nmt.training.freezing import Freezing, rest_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -358,6 +359,7 @@ class TransformerMoEModel(FairseqEncoderDecoderModel):
         directions: Sequence[str] = (),
     ):
         super().__init__(encoder, decoder)
+        self.freezing: Freezing | None = None
         self.adapters: Adapters | None = None
         self.adapters_spec = adapters
         if adapters is not None:
@@ -396,9 +398,28 @@ class TransformerMoEModel(FairseqEncoderDecoderModel):
     ) -> tuple[Tensor, dict[str, Any]]:
         """See the encoder's and the decoder's `forward`."""
         encoder_out = self.encoder(src_tokens, src_lengths, source_language, target_language, return_all_hiddens)
-        return self.decoder(
+        x, extra = self.decoder(
             prev_output_tokens, encoder_out, features_only=features_only, return_all_hiddens=return_all_hiddens
         )
+        if self.training and torch.is_grad_enabled() and not x.requires_grad:
+            x = x + self.no_gradient().to(x.dtype)
+        return x, extra
+
+    def no_gradient(self) -> Tensor:
+        """A zero whose gradient is zero for all trained parameters, for a batch that has nothing to do with them."""
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        return 0 * sum((parameter.flatten()[0] for parameter in trained), torch.zeros(()))
+
+    def freeze(self, freezing: Freezing) -> None:
+        """Freeze parameters by a recipe, from now on."""
+        freezing.apply(self)
+        self.freezing = freezing
+
+    def train(self, mode: bool = True) -> TransformerMoEModel:
+        super().train(mode)
+        if mode and self.freezing is not None and not self.freezing.dropout:
+            rest_frozen(self)
+        return self
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Make the parameters of another model of this shape fit: of fairseq's own Transformer, or without adapters.
@@ -420,10 +441,6 @@ class TransformerMoEModel(FairseqEncoderDecoderModel):
                 "the checkpoint has other adapters than the model: give --adapters as in its training "
                 "(moe-nmt inspect shows it), or start from a checkpoint without adapters."
             )
-
-
-ADAPTERS_PREFIX = "adapters."
-"""What the names of all parameters of adapters begin with, and of no others."""
 
 
 def _state(module: nn.Module | None) -> dict[str, Tensor]:

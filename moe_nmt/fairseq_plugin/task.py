@@ -20,8 +20,10 @@ from moe_nmt.data.directions import unknown
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.dataset import CurriculumBatches, DirectionDataManager, DirectionDataset
 from moe_nmt.fairseq_plugin.generator import BeamSearchGenerator
+from moe_nmt.fairseq_plugin.model import TransformerMoEModel
 from moe_nmt.training.curriculum import Curriculum
 from moe_nmt.training.expert_adam import mark_stacked
+from moe_nmt.training.freezing import FREEZING, describe_trained
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,11 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
             help="train a direction only from the update on that stands beside it in this table, which moe-nmt "
             "curriculum writes; all are validated from the beginning",
         )
+        parser.add_argument(
+            "--freezing",
+            metavar="RECIPE",
+            help="which parameters are trained, for example train_only(parts=[adapters]) (default: all)",
+        )
 
     @classmethod
     def setup_task(cls, args: argparse.Namespace, **kwargs: Any) -> MultilingualTranslationMoETask:
@@ -68,10 +75,24 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         self.directions = [Direction.parse(pair) for pair in self.lang_pairs]
         self.data_manager = DirectionDataManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
 
-    def build_model(self, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's model, with the stacked weights of its experts marked for the optimizer."""
-        model = super().build_model(*args, **kwargs)
+    def build_model(self, args: argparse.Namespace, from_checkpoint: bool = False) -> Any:
+        """fairseq's model, with stacked weights marked for the optimizer, and frozen by `--freezing`.
+
+        Raises:
+            UserError: for a recipe that does not fit the model.
+        """
+        model = super().build_model(args, from_checkpoint)
         mark_stacked(model)
+        recipe = getattr(self.args, "freezing", None)
+        if recipe and not from_checkpoint:
+            if not isinstance(model, TransformerMoEModel):
+                raise UserError(f"--freezing {recipe} knows the parts of a transformer_moe only; take one for --arch.")
+            freezing = FREEZING.build(recipe)
+            try:
+                model.freeze(freezing)
+            except UserError as error:
+                raise UserError(f"--freezing {recipe}: {error}") from None
+            logger.info(f"--freezing {recipe}: {describe_trained(model)}")
         return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
@@ -124,6 +145,16 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
         languages = (self.langs.index(lang) for lang in (self.args.source_lang, self.args.target_lang))
         return DirectionDataset(dataset, *languages)
+
+    def inference_step(self, generator: Any, models: Any, sample: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """fairseq's, for a batch that says its languages: fairseq-interactive leaves them out."""
+        net_input = sample["net_input"]
+        if "source_language" not in net_input:
+            sentences = net_input["src_tokens"].new_ones(net_input["src_tokens"].shape[0])
+            sides = {"source_language": self.args.source_lang, "target_language": self.args.target_lang}
+            languages = {name: sentences * self.langs.index(language) for name, language in sides.items()}
+            sample = sample | {"net_input": net_input | languages}
+        return super().inference_step(generator, models, sample, *args, **kwargs)
 
     def build_generator(self, *args: Any, **kwargs: Any) -> Any:
         generator = super().build_generator(*args, **kwargs)

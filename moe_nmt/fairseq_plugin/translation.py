@@ -50,7 +50,7 @@ def translate(
             direction without data, a sentence that is longer than the model allows, or scores that are not finite.
     """
     overrides = {"data": data} | ({"lang_dict": lang_dict} if lang_dict else {}) | dict(model_overrides or {})
-    task, model = load(checkpoint, overrides)
+    task, model = load(checkpoint, overrides, directions)
     wanted = choose(task, checkpoint, split, directions)
     files = {direction: output / f"{direction}.hyp" for direction in wanted}
     due = [direction for direction, path in files.items() if not is_up_to_date(path, checkpoint)]
@@ -68,8 +68,13 @@ def translate(
             file.writelines(f"{line}\n" for line in lines)
 
 
-def load(checkpoint: Path, overrides: dict[str, Any]) -> tuple[MultilingualTranslationMoETask, Any]:
-    """The task that a checkpoint was trained in, but for the options in `overrides`, and its model."""
+def load(
+    checkpoint: Path, overrides: dict[str, Any], directions: Sequence[Direction] | None = None
+) -> tuple[MultilingualTranslationMoETask, Any]:
+    """The task that a checkpoint was trained in, but for the options in `overrides`, and its model.
+
+    With `directions` the task is for these, if its list of languages does not depend on those that were trained.
+    """
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint {checkpoint}; give the path of a file that training wrote.")
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), overrides)
@@ -79,6 +84,8 @@ def load(checkpoint: Path, overrides: dict[str, Any]) -> tuple[MultilingualTrans
             f"the checkpoint {checkpoint} was trained in the task {options._name}, and this command knows only "
             "multilingual_translation_moe; translate with fairseq-generate."
         )
+    if directions and (options.lang_dict or options.langs):
+        options.lang_pairs = ",".join(map(str, directions))
     task = tasks.setup_task(options, from_checkpoint=True)
     known, given = state["model"]["encoder.embedding.embed_tokens.weight"].shape[0], len(task.source_dictionary)
     if known != given:
@@ -103,11 +110,10 @@ def choose(
         if not found:
             raise UserError(f"{data} has no {split} data of any direction of the checkpoint {checkpoint}.")
         return found
-    languages = sorted({language for d in task.directions for language in (d.source, d.target)})
     for direction in wanted:
         for language in (direction.source, direction.target):
-            if language not in languages:
-                raise unknown("language", language, languages, f"the checkpoint {checkpoint}")
+            if language not in task.langs:
+                raise unknown("language", language, task.langs, f"the checkpoint {checkpoint}")
     check_data(data, split, wanted)
     return list(wanted)
 

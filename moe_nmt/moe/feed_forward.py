@@ -42,10 +42,11 @@ def grouped_feed_forward(
     activation: str,
     inner_dropout: float = 0.0,
 ) -> Tensor:
-    """`activation(x W1 + b1) W2 + b2` of each row's group, where the first `count_E[0]` rows belong to group 0, and so on.
+    """`activation(x W1 + b1) W2 + b2`, where the first `count_E[0]` rows belong to group 0, and so on.
 
-    `layer1`: weight [E, D, F] and bias [E, F]; `layer2`: weight [E, F, D] and bias [E, D]. `inner_dropout`: probability,
-    after the activation. On a CPU in float32, without it, this is one compiled operator. Returns float [A, D].
+    `layer1`: weight [E, D, F] and bias [E, F]; `layer2`: weight [E, F, D] and bias [E, D]. `inner_dropout`:
+    probability, after the activation. On a CPU in float32, without it, this is one compiled operator. Returns float
+    [A, D].
     """
     if inner_dropout == 0 and kernels.usable(x_AD, *layer1, *layer2):
         return kernels.expert_ffn(x_AD, *layer1, *layer2, count_E, activation)
