@@ -24,6 +24,8 @@ from fairseq_cli import train as fairseq_train
 from torch import nn
 from torch.autograd.profiler import record_function
 
+from moe_nmt.adapters.bottleneck import Bottleneck
+from moe_nmt.adapters.hyper import HyperAdapters
 from moe_nmt.fairseq_plugin.criterion import MoELabelSmoothedCrossEntropyCriterion as Criterion
 from moe_nmt.fairseq_plugin.layers import DenseFeedForward, MoEFeedForward
 from moe_nmt.fairseq_plugin.model import TokenEmbedding
@@ -41,6 +43,8 @@ MODULES: dict[type[nn.Module], str] = {
 }
 NAMES = {"self_attn": "attention", "encoder_attn": "attention", "output_projection": "output projection"}
 METHODS = {
+    (Bottleneck, "on_output"): "adapters",
+    (HyperAdapters, "generate"): "generating adapters",
     (Criterion, "compute_routing_losses"): "routing losses",
     (Criterion, "routing_log"): "routing statistics",
     (Trainer, "zero_grad"): "zeroing gradients",

@@ -8,10 +8,10 @@ run=$(realpath -m "${1:-$clone/runs/adapters}") rows=$clone/examples/adapters/ro
 cd "$clone"
 source scripts/environment.sh
 source scripts/recipe.sh
-new=nld,ukr,ita
+new=nld,bul,ita
 
-bash data_prep/cldr.sh "$run/corpus" --languages deu,fra,rus:6000,ell,heb,hin,nld,ukr:1500,ita:500
-bash data_prep/prepare.sh "$run/corpus" --vocab-size 2400
+bash data_prep/cldr.sh "$run/corpus" --languages deu,fra,rus:6000,ell,heb,hin,nld,bul:1500,ita:500
+bash data_prep/prepare.sh "$run/corpus" --vocab-size 1000
 all=$(directions "$run" | paste -sd,)
 added=$(directions "$run" | grep -E "${new//,/|}" | paste -sd,)
 old=$(directions "$run" | grep -vE "${new//,/|}" | paste -sd,)
@@ -20,7 +20,7 @@ old=$(directions "$run" | grep -vE "${new//,/|}" | paste -sd,)
 model=(
     --arch transformer_moe_tiny --encoder-layers 4 --decoder-layers 4 --moe-freq 2 --moe-router 'top_k(k=2)'
     --moe-experts 'ffn(count=4)' --moe-losses '[load_balancing(weight=0.01)]' --dropout 0 --label-smoothing 0.1 --clip-norm 1
-    --sampling-method temperature --sampling-temperature 5 --max-tokens 1200 --lr 0.005
+    --sampling-method temperature --sampling-temperature 5 --max-tokens 2000 --lr 0.005
 )
 
 # row NAME UPDATES FLAGS…: a training, the translations of all directions, and their scores.

@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from moe_nmt.data.text import read_lines, write_text
 from moe_nmt.errors import UserError
+from moe_nmt.evaluation.plots import grid, save
 
 BASE = "base"
 COLUMNS = {
@@ -82,19 +81,17 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """New and old languages over the number of trained parameters."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True, layout="constrained")
-    base, others = rows[0], rows[1:]
+    """chrF++ on new and on old languages over the number of trained parameters."""
+    figure, axes = grid(2, 4.4, 3.6, sharex=True)
+    base, *others = rows
     for axis, key, title in zip(axes, ("new", "old"), ("new languages", "old languages"), strict=True):
         axis.axhline(base[key], color="0.6", linestyle="--", label="base model")
         for number, row in enumerate(others):
             axis.scatter(row["trained"], row[key], s=60, color=f"C{number}", label=row["name"], zorder=3)
-        axis.set(title=title, xscale="log", xlabel="trained parameters", ylabel="mean chrF++")
+        axis.set(title=title, xscale="log", xlabel="trained parameters", ylabel="mean chrF++", ylim=(0, 102))
         axis.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    save(figure, path)
 
 
 def main() -> None:

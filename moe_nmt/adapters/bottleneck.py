@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 from moe_nmt.adapters import ADAPTERS, SIDES, Adapters, Host, LayerAdapter, Side
@@ -40,12 +41,12 @@ class Bottleneck(LayerAdapter):
 
     def on_output(self, x: Tensor) -> Tensor:
         weights = self.weights
-        row_A, group_A = self.groups.rows(x.shape[1])
+        row_A, group_A = self.groups.rows(x.shape[1], x.device)
         z = x if row_A is None else x.transpose(0, 1).index_select(0, row_A)
-        owner_A = torch.tensor(group_A, device=x.device)
-        scale, shift = weights.norm_weight_GD[owner_A, None], weights.norm_bias_GD[owner_A, None]
+        scale, shift = weights.norm_weight_GD[group_A, None], weights.norm_bias_GD[group_A, None]
         z = torch.addcmul(shift, functional.layer_norm(z, z.shape[-1:]), scale)
-        places_G = torch.bincount(owner_A, minlength=weights.up_GHD.shape[0]) * (z[..., 0].numel() // len(group_A))
+        places = z[..., 0].numel() // group_A.numel()
+        places_G = places * torch.bincount(group_A, minlength=weights.up_GHD.shape[0])
         y = grouped_feed_forward(
             z.reshape(-1, z.shape[-1]),
             (weights.down_GDH, weights.down_bias_GH),
@@ -54,7 +55,26 @@ class Bottleneck(LayerAdapter):
             "relu",
         )
         y = y.view(z.shape).to(x.dtype)  # they differ under autocast
-        return x + y if row_A is None else x.index_add(1, row_A, y.transpose(0, 1))
+        return x + y if row_A is None else add_rows(x, row_A, y.transpose(0, 1))
+
+
+def add_rows(x: Tensor, row_A: Tensor, y: Tensor) -> Tensor:
+    """`x.index_add(1, row_A, y)`, without keeping `y` for the backward pass."""
+    added: Tensor = _AddRows.apply(x, row_A, y)  # type: ignore[no-untyped-call]
+    return added
+
+
+class _AddRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, row_A: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(row_A)
+        return x.index_add(1, row_A, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (row_A,) = ctx.saved_tensors
+        return grad, None, grad.index_select(1, row_A) if ctx.needs_input_grad[2] else None
 
 
 class LayerBottlenecks(nn.Module):
@@ -150,7 +170,7 @@ class BottleneckAdapters(Adapters):
     def open(self, side: Side, source_language_B: Tensor, target_language_B: Tensor) -> Sequence[LayerAdapter | None]:
         layers = getattr(self, side)
         groups = group_sentences(getattr(self, f"{side}_table"), source_language_B, target_language_B)
-        return [groups and Bottleneck(layer.weights(), groups) for layer in layers]
+        return [None if groups is None else Bottleneck(layer.weights(), groups) for layer in layers]
 
 
 def _pairs(directions: list[str] | None, adapted: list[str], host: Host) -> list[str]:

@@ -7,7 +7,7 @@ languages.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ NONE = -1
 """The group of a sentence without an adapter."""
 
 
-class SentenceGroups(NamedTuple):
+@dataclass(frozen=True)
+class SentenceGroups:
     """The adapted sentences of a batch, sorted by group.
 
     `sentence_A`: int64, their places in the batch; None: the sentences are all of one group. `group_A`: the group of
@@ -28,6 +29,7 @@ class SentenceGroups(NamedTuple):
     sentence_A: Tensor | None
     group_A: list[int]
     sentences: int
+    _rows: dict[int, tuple[Tensor | None, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def present(self) -> list[int]:
@@ -37,16 +39,21 @@ class SentenceGroups(NamedTuple):
     def renumbered(self) -> SentenceGroups:
         """The same with the groups that occur numbered from 0."""
         number = {group: index for index, group in enumerate(self.present)}
-        return self._replace(group_A=[number[group] for group in self.group_A])
+        return replace(self, group_A=[number[group] for group in self.group_A], _rows={})
 
-    def rows(self, rows: int) -> tuple[Tensor | None, list[int]]:
-        """`sentence_A` and `group_A` for the rows of activations, which hold each sentence `rows` / B times."""
-        each = rows // self.sentences
-        if self.sentence_A is None or each == 1:
-            return self.sentence_A, self.group_A
-        hypothesis = torch.arange(each, device=self.sentence_A.device)
-        row_A = (self.sentence_A[:, None] * each + hypothesis).flatten()
-        return row_A, [group for group in self.group_A for _ in range(each)]
+    def rows(self, rows: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
+        """`sentence_A` and `group_A` (int64) for the rows of activations, which hold each sentence `rows` / B times.
+
+        Found once for all layers.
+        """
+        if rows not in self._rows:
+            each = rows // self.sentences
+            row_A, group_A = self.sentence_A, torch.tensor(self.group_A, device=device)
+            if row_A is not None and each > 1:
+                row_A = (row_A[:, None] * each + torch.arange(each, device=device)).flatten()
+                group_A = group_A.repeat_interleave(each)
+            self._rows[rows] = row_A, group_A
+        return self._rows[rows]
 
 
 def group_table(languages: int, group_of: Callable[[int, int], int]) -> Tensor:

@@ -90,7 +90,7 @@ class MixedLayer(LayerAdapter):
         key = _key(name)
         if key not in self.sites:
             return y
-        row_A, _ = self.groups.rows(y.shape[-2])
+        row_A, _ = self.groups.rows(y.shape[-2], y.device)
         if row_A is None:
             adapted: Tensor = self.sites[key](x, y)
             return adapted

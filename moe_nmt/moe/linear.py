@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 AVAILABLE = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -44,8 +44,10 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+        ctx.shape = x.shape
         return _multiply(x, weight, bias)
 
     @staticmethod
@@ -53,11 +55,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        grad_x = _multiply(grad_NO, weight.t()).view_as(x) if needs_x else None
+        grad_NO = grad.reshape(-1, grad.shape[-1])
+        grad_x = _multiply(grad_NO, weight.t()).view(ctx.shape) if needs_x else None
         grad_weight = None
         if needs_weight:
-            wide = weight.shape[0] > weight.shape[1]  # the shorter side first: oneDNN is twice as fast so
+            x_NI = x.reshape(-1, x.shape[-1])
+            wide = grad_NO.shape[1] > x_NI.shape[1]  # the shorter side first: oneDNN is twice as fast so
             grad_weight = _multiply(x_NI.t(), grad_NO.t()).t() if wide else _multiply(grad_NO.t(), x_NI.t())
         return grad_x, grad_weight, (grad_NO.sum(0) if needs_bias else None)
 

@@ -16,11 +16,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def train_on_two_ranks(corpus, save_dir, updates: int) -> list[str]:  # noqa: F811
+def train_on_two_ranks(corpus, save_dir, updates: int, *more: str) -> list[str]:  # noqa: F811
     """Train on two processes; returns what each of them logged."""
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     flags = ("--distributed-backend", "gloo", "--distributed-init-method", f"tcp://127.0.0.1:{free_port()}")
-    flags += ("--distributed-world-size", "2", "--distributed-no-spawn", "--ddp-backend", "legacy_ddp")
+    flags += ("--distributed-world-size", "2", "--distributed-no-spawn", "--ddp-backend", "legacy_ddp", *more)
     processes = [
         subprocess.Popen(
             [str(c) for c in corpus.train_command(save_dir, updates, *flags, "--distributed-rank", str(rank))],
@@ -43,6 +43,13 @@ def test_two_ranks_train_validate_and_resume(corpus, tmp_path):  # noqa: F811
     assert "@ 6 updates" in logs[0]
     state = torch.load(tmp_path / "checkpoint_last.pt")
     assert state["optimizer_history"][-1]["num_updates"] == 8
+
+
+def test_ranks_agree_where_not_every_batch_has_an_adapted_sentence(corpus, tmp_path):  # noqa: F811
+    flags = ("--adapters", "hyper(dim=4,hidden=4,languages=[ell])", "--freezing", "train_only(parts=[adapters])")
+    train_on_two_ranks(corpus, tmp_path, 6, *flags, "--batch-size", "2", "--max-epoch", "1")
+    state = torch.load(tmp_path / "checkpoint_last.pt")
+    assert len(state["last_optimizer_state"]["state"]) == sum(name.startswith("adapters.") for name in state["model"])
 
 
 @pytest.mark.parametrize("value", [1.5, torch.ones(2)])

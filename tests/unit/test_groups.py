@@ -52,11 +52,13 @@ def test_groups_are_numbered_anew_in_their_order():
 
 def test_the_hypotheses_of_a_sentence_lie_in_adjacent_rows():
     groups = grouped([1, NONE, 0])
-    row_A, group_A = groups.rows(9)
+    row_A, group_A = groups.rows(9, torch.device("cpu"))
     assert row_A.tolist() == [6, 7, 8, 0, 1, 2]
-    assert group_A == [0, 0, 0, 1, 1, 1]
-    assert groups.rows(3) == (groups.sentence_A, groups.group_A)
-    assert grouped([3, 3]).rows(8) == (None, [3])
+    assert group_A.tolist() == [0, 0, 0, 1, 1, 1]
+    row_A, group_A = groups.rows(3, torch.device("cpu"))
+    assert row_A is groups.sentence_A and group_A.tolist() == groups.group_A
+    row_A, group_A = grouped([3, 3]).rows(8, torch.device("cpu"))
+    assert row_A is None and group_A.tolist() == [3]
 
 
 def test_the_chosen_languages_keep_the_order_of_who_chose():
