@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Three languages are added to a trained model in several ways, which are compared: bash examples/adapters/run.sh [RUN]
 # RUN (default: runs/adapters) gets everything that is made; a second call goes on from there. ROWS in the environment
-# chooses rows of rows.tsv, UPDATES (1200) and BASE_UPDATES (2500) the lengths of the trainings.
+# chooses rows of rows.tsv, UPDATES (1000) and BASE_UPDATES (2500) the lengths of the trainings.
 set -euo pipefail
 clone=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../..")
 run=$(realpath -m "${1:-$clone/runs/adapters}") rows=$clone/examples/adapters/rows.tsv
@@ -38,7 +38,7 @@ while IFS=$'\t' read -r name _ trained_on flags; do
     [[ -z ${ROWS:-} || " $ROWS " == *" $name "* ]] || continue
     [ "$trained_on" = new ] && pairs=$added || pairs=$all
     read -ra more <<<"${flags//LANGUAGES/[$new]}"
-    row "$name" "${UPDATES:-1200}" --finetune-from-model "$run/base/checkpoints/checkpoint_best.pt" --lang-pairs "$pairs" \
+    row "$name" "${UPDATES:-1000}" --finetune-from-model "$run/base/checkpoints/checkpoint_best.pt" --lang-pairs "$pairs" \
         --warmup-updates 100 "${more[@]}" </dev/null
 done < <(tail -n +2 "$rows")
 

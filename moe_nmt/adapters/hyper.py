@@ -174,7 +174,7 @@ class HyperAdapters(Adapters):
         embedded: list[str] | None = None,
         embed_dim: int = 50,
         blocks: int = 2,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         tied: bool = False,
         generate_norm: bool = True,
         rescale: bool = True,

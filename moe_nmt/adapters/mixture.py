@@ -7,10 +7,11 @@ Shape letters: T positions, R rows, A adapted rows, E experts, K rank, I inputs,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from moe_nmt.adapters import ADAPTERS, SIDES, Adapters, Host, LayerAdapter, LayerShape, Side
 from moe_nmt.adapters.groups import NONE, SentenceGroups, chosen_languages, group_sentences, group_table
@@ -57,8 +58,26 @@ class VectorMixture(Site):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         head = y.view(*y.shape[:-1], self.offset_HED.shape[0], -1)
-        offset = torch.einsum("...he,hed->...hd", self.weigh(head).to(y.dtype), self.offset_HED)
-        return torch.addcmul(head, head, offset).flatten(-2)
+        scaled: Tensor = _Scale.apply(head, self.weigh(head).to(y.dtype), self.offset_HED)  # type: ignore[no-untyped-call]
+        return scaled.flatten(-2)
+
+
+class _Scale(torch.autograd.Function):
+    """`y + y * (weight @ offset)` in each head: [..., H, D], [..., H, E] and [H, E, D]; the product is not kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, y: Tensor, weight: Tensor, offset_HED: Tensor) -> Tensor:
+        ctx.save_for_backward(y, weight, offset_HED)
+        return torch.addcmul(y, y, torch.einsum("...he,hed->...hd", weight, offset_HED))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        y, weight, offset_HED = ctx.saved_tensors
+        grad_y = torch.addcmul(grad, grad, torch.einsum("...he,hed->...hd", weight, offset_HED))
+        moved = grad * y
+        grad_weight = torch.einsum("...hd,hed->...he", moved, offset_HED)
+        return grad_y, grad_weight, torch.einsum("...he,...hd->hed", weight, moved)
 
 
 class LoRAMixture(Site):

@@ -145,3 +145,25 @@ def test_files_that_are_no_checkpoint(corpus, hyper, tmp_path):
         with pytest.raises(UserError, match=words):
             operate(tmp_path / name, tmp_path / "out.pt", ["bake_adapters()"])
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_language_that_the_base_did_not_know_is_added(corpus, tmp_path):
+    """Its tag gets a row at the end of the vocabulary; all else of the base stays bit for bit what it was."""
+    short = tmp_path / "languages.txt"
+    *known, new = (corpus.folder / "languages.txt").read_text().split()
+    short.write_text("\n".join(known))
+    before, after = f"eng-{known[1]}", f"eng-{new},{new}-eng"
+    quick = ("--no-epoch-checkpoints", "--disable-validation")
+    must_run(corpus.train_command(tmp_path / "base", 40, "--lang-dict", str(short), "--lang-pairs", before, *quick))
+    base, grown = tmp_path / "base/checkpoint_last.pt", tmp_path / "grown.pt"
+    must_run(["moe-nmt", "surgery", base, grown, "add_languages(count=1)"])
+    adapters = ("--adapters", f"bottleneck(dim=8,languages=[{new}])", "--freezing", "train_only(parts=[adapters])")
+    start = ("--finetune-from-model", str(grown), "--lang-pairs", after)
+    must_run(corpus.train_command(tmp_path / "adapted", 10, *start, *adapters, *quick))
+    adapted = tmp_path / "adapted/checkpoint_last.pt"
+    old, new_state = torch.load(base)["model"], torch.load(adapted)["model"]
+    for name, value in old.items():
+        assert torch.equal(new_state[name][: len(value)], value), name
+    table = new_state["encoder.embedding.embed_tokens.weight"]
+    assert len(table) == len(old["encoder.embedding.embed_tokens.weight"]) + 1 and table[-1].any()
+    assert "D-0\t" in must_run(corpus.generate_command(adapted, f"eng-{new}")).stdout

@@ -183,3 +183,33 @@ def test_a_plan_is_done_from_left_to_right_and_leaves_its_history(monkeypatch):
 )
 def test_a_complete_spec_says_its_languages(text, languages):
     assert languages_of(parse(text)) == languages
+
+
+TIED = ("encoder.embedding.embed_tokens.weight", "decoder.embedding.embed_tokens.weight")
+OUTPUT = "decoder.output_projection.weight"
+
+
+def with_vocabulary(output):
+    shared = torch.randn(7, 4)
+    own = shared.clone() if output is None else output
+    return Checkpoint({TIED[0]: shared, TIED[1]: shared.clone(), OUTPUT: own, "x": torch.ones(2)}, {})
+
+
+@pytest.mark.parametrize("output", [None, torch.randn(7, 4)])
+def test_the_vocabulary_grows_at_its_end_and_tied_tensors_stay_tied(output):
+    old = with_vocabulary(output)
+    new = Plan(["add_languages(count=2)"])(old)
+    assert new.history == ["add_languages(count=2)"]
+    for name in (*TIED, OUTPUT):
+        assert new.tensors[name].shape == (9, 4) and torch.equal(new.tensors[name][:7], old.tensors[name])
+        assert not torch.equal(new.tensors[name][7], new.tensors[name][8])
+    assert torch.equal(new.tensors[TIED[0]], new.tensors[TIED[1]])
+    assert torch.equal(new.tensors[OUTPUT], new.tensors[TIED[0]]) == (output is None)
+    assert new.tensors["x"] is old.tensors["x"]
+
+
+def test_languages_are_added_to_a_model_with_embeddings_only():
+    with pytest.raises(UserError, match="no embeddings"):
+        Plan(["add_languages(count=2)"])(Checkpoint({}, {}))
+    with pytest.raises(UserError, match="at least 1"):
+        Plan(["add_languages(count=0)"])
