@@ -23,10 +23,10 @@ VOCABULARIES = (
 
 @SURGERY.register("add_languages")
 class AddLanguages(Operation):
-    """Room for the tags of more languages: append them to the list of languages, in any order, and adapt the model.
+    """Room for the tags of more languages: append them to the list of languages, and adapt the model.
 
-    The tags of languages stand at the end of the vocabulary, in the order of the list. Their new embeddings are drawn as
-    at the beginning of a training; all else stays as it is.
+    The tags of languages stand at the end of the vocabulary, in the order of the list. Their new embeddings are drawn
+    as at the beginning of a training; all else stays as it is.
 
     Args:
         count: how many languages. seed: of the random numbers.
