@@ -90,7 +90,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axis.scatter(row["trained"], row[key], s=60, color=f"C{number}", label=row["name"], zorder=3)
         axis.set(title=title, xscale="log", xlabel="trained parameters", ylabel="mean chrF++", ylim=(0, 102))
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     save(figure, path)
 
 
