@@ -45,8 +45,8 @@ class Bottleneck(LayerAdapter):
         z = x if row_A is None else x.transpose(0, 1).index_select(0, row_A)
         scale, shift = weights.norm_weight_GD[group_A, None], weights.norm_bias_GD[group_A, None]
         z = torch.addcmul(shift, functional.layer_norm(z, z.shape[-1:]), scale)
-        places = z[..., 0].numel() // group_A.numel()
-        places_G = places * torch.bincount(group_A, minlength=weights.up_GHD.shape[0])
+        places_A = torch.full_like(group_A, z[..., 0].numel() // group_A.numel())
+        places_G = group_A.new_zeros(weights.up_GHD.shape[0]).scatter_add(0, group_A, places_A)
         y = grouped_feed_forward(
             z.reshape(-1, z.shape[-1]),
             (weights.down_GDH, weights.down_bias_GH),
