@@ -1,11 +1,15 @@
 """The core on a GPU against the CPU, values and gradients."""
 
+import copy
+
 import pytest
 import torch
 
+from moe_nmt.adapters import ADAPTERS
 from moe_nmt.moe import DISPATCHERS, EXPERTS, LOSSES, ROUTERS, MoELayer, record_routing
 from moe_nmt.training.expert_adam import ExpertAdam
 from moe_nmt.training.label_smoothing import label_smoothed_cross_entropy
+from tests.parts import make_host
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICE = "cuda"
@@ -95,3 +99,25 @@ def test_loss_equals_the_cpu(dtype):
         loss.sum().backward()
         found.append([loss.detach().cpu(), nll.cpu(), x.grad.float().cpu()])
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-3)
+
+
+ADAPTER_SPECS = ["bottleneck(dim=16)", "hyper(dim=16, hidden=32)", "mov(count=3)", "molora(count=3, rank=2)"]
+
+
+def adapted(adapters, x, device):
+    """The first layer's key projection and output, and all gradients, of a batch of three directions."""
+    adapters, x = copy.deepcopy(adapters).to(device), x.to(device).requires_grad_()
+    languages = (torch.tensor(side, device=device) for side in ([0, 1, 0, 2], [1, 0, 1, 1]))
+    layer = adapters.open("encoder", *languages)[0]
+    y = layer.on_output(layer.on_linear("self_attn.k_proj", x, 2 * x))
+    y.square().sum().backward()
+    gradients = {name: p.grad.cpu() for name, p in adapters.named_parameters() if p.grad is not None}
+    return y.detach().cpu(), x.grad.cpu(), gradients
+
+
+@pytest.mark.parametrize("spec", ADAPTER_SPECS)
+def test_adapters_equal_those_on_the_cpu(spec):
+    adapters, x = ADAPTERS.build(spec, host=make_host(dim=64)), torch.randn(7, 4, 64)
+    for parameter in adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.testing.assert_close(adapted(adapters, x, DEVICE), adapted(adapters, x, "cpu"), rtol=1e-3, atol=1e-3)
