@@ -18,6 +18,7 @@ from torch import Tensor
 from moe_nmt.data import Direction, parse_directions
 from moe_nmt.data.directions import unknown
 from moe_nmt.errors import UserError
+from moe_nmt.fairseq_plugin.criterion import MoELabelSmoothedCrossEntropyCriterion
 from moe_nmt.fairseq_plugin.dataset import CurriculumBatches, DirectionDataManager, DirectionDataset
 from moe_nmt.fairseq_plugin.generator import BeamSearchGenerator
 from moe_nmt.fairseq_plugin.model import TransformerMoEModel
@@ -79,14 +80,17 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         """fairseq's model, with stacked weights marked for the optimizer, and frozen by `--freezing`.
 
         Raises:
-            UserError: for a recipe that does not fit the model.
+            UserError: for a model that does not take languages, or a recipe that does not fit it.
         """
         model = super().build_model(args, from_checkpoint)
+        if not isinstance(model, TransformerMoEModel):
+            raise UserError(
+                f"--arch {args.arch} does not take the languages that the task multilingual_translation_moe hands it; "
+                "use a transformer_moe or transformer_adapter, or --task translation_multi_simple_epoch."
+            )
         mark_stacked(model)
         recipe = getattr(self.args, "freezing", None)
         if recipe and not from_checkpoint:
-            if not isinstance(model, TransformerMoEModel):
-                raise UserError(f"--freezing {recipe} knows the parts of a transformer_moe only; take one for --arch.")
             freezing = FREEZING.build(recipe)
             try:
                 model.freeze(freezing)
@@ -163,7 +167,8 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
     ) -> Any:
-        criterion.set_num_updates(update_num)
+        if isinstance(criterion, MoELabelSmoothedCrossEntropyCriterion):
+            criterion.set_num_updates(update_num)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def direction_index(self) -> Tensor:
