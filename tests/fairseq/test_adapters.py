@@ -171,6 +171,10 @@ def test_other_adapters_than_the_checkpoint_has_are_refused(corpus, trained, tmp
     refuse(run(adapt_command(corpus, trained, tmp_path, 4, *other)), "other adapters", "checkpoint_last.pt")
 
 
-def test_the_optimizer_state_of_other_parameters_is_refused(corpus, trained, tmp_path):
-    flags = ("--restore-file", str(trained), "--adapters", "bottleneck(dim=8)", *FROZEN)
+def test_the_optimizer_state_of_other_parameters_is_refused_unless_it_is_reset(corpus, trained, tmp_path):
+    flags = ("--restore-file", str(trained), "--adapters", "bottleneck(dim=8)", *FROZEN, "--disable-validation")
     refuse(run(corpus.train_command(tmp_path, 700, *flags)), "optimizer state", "--finetune-from-model")
+    reset = (f"--reset-{what}" for what in ("optimizer", "lr-scheduler", "dataloader", "meters"))
+    must_run(corpus.train_command(tmp_path, 4, *flags, *reset))
+    adapted = torch.load(tmp_path / "checkpoint_last.pt")["model"]
+    assert all(torch.equal(adapted[name], value) for name, value in torch.load(trained)["model"].items())
