@@ -1,6 +1,6 @@
 """Ways to add languages compared: chrF++ on the new and on the old ones, trained parameters and time.
 
-python -m examples.adapters.table RUN --new nld,ukr,ita --json results.json --markdown results.md --plot results.png
+python -m examples.adapters.table RUN --new nld,bul,ita --json results.json --markdown results.md --plot results.png
 """
 
 from __future__ import annotations

@@ -228,8 +228,7 @@ class HyperAdapters(Adapters):
             used = {name: known[i] for name, i in (("source", source), ("target", target)) if name in self.inputs[side]}
             if any(name not in number for name in used.values()) or (used and set(used.values()).isdisjoint(adapted)):
                 return NONE
-            places = (number[used[name]] if name in used else left_out for name in ("source", "target"))
-            first, second = places
+            first, second = (number[used[name]] if name in used else left_out for name in ("source", "target"))
             return first * (left_out + 1) + second
 
         return group_table(len(known), group_of)

@@ -30,7 +30,7 @@ every_kind = pytest.mark.parametrize("spec", KINDS)
 both = pytest.mark.parametrize("spec", [BOTTLENECK, HYPER])
 
 
-def build(spec="", drawn=True, languages=LANGUAGES, **options):
+def build(spec="", drawn=True, languages=LANGUAGES, std=0.3, **options):
     """The same base for every spec; adapters with all their parameters drawn, unless they are to be as at the start."""
     torch.manual_seed(0)
     words = dictionary()
@@ -38,7 +38,7 @@ def build(spec="", drawn=True, languages=LANGUAGES, **options):
     model = build_transformer_moe(options, words, words, languages=languages, directions=DIRECTIONS)
     if spec and drawn:
         for parameter in model.adapters.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=std)
     return model
 
 

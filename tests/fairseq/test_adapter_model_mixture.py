@@ -6,24 +6,16 @@ import pytest
 import torch
 
 from moe_nmt.adapters.mixture import VectorMixture
-from moe_nmt.fairseq_plugin.model import build_transformer_moe
-from tests.fairseq.test_model import batch, config, dictionary
+from tests.fairseq import test_adapter_model
+from tests.fairseq.test_model import batch
 
-LANGUAGES, DIRECTIONS = ["a", "b", "c"], ["a-b", "b-a", "c-a"]
 MOV, MOLORA = "mov(count=3)", "molora(count=3, rank=2)"
 both = pytest.mark.parametrize("spec", [MOV, MOLORA])
 
 
-def build(spec="", trained=True, languages=LANGUAGES, **options):
-    """The same base for every spec; adapters whose parameters all do something, as after training."""
-    torch.manual_seed(0)
-    words = dictionary()
-    options = config(adapters=spec, **{"moe_freq": 0, **options})
-    model = build_transformer_moe(options, words, words, languages=languages, directions=DIRECTIONS)
-    if spec and trained:
-        for parameter in model.adapters.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+def build(spec="", trained=True, **options):
+    """The same base for every spec, dense unless told otherwise; adapters as after training, or as at the start."""
+    return test_adapter_model.build(spec, trained, std=0.2, **{"moe_freq": 0, **options}).eval()
 
 
 def sentences(source=(0, 1, 2), target=(1, 0, 0)):
