@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from moe_nmt.data import Corpus, CorpusError
+from moe_nmt.data import Corpus
 from moe_nmt.data.text import write_text
+from moe_nmt.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -29,7 +31,7 @@ def run(
     args = parser.parse_args(arguments)
     try:
         step(args)
-    except (CorpusError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -103,9 +105,9 @@ class Stamp:
         return json.dumps(state, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _facts(paths: Iterable[Path]) -> dict[str, list[int]]:
-    stats = {path.name: path.stat() for path in paths}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+def _facts(paths: Iterable[Path]) -> list[list[str | int]]:
+    stats = [(path.name, path.stat()) for path in paths]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def outdated(step: str, stamps: Mapping[Job, Stamp]) -> list[Job]:
@@ -119,18 +121,23 @@ def outdated(step: str, stamps: Mapping[Job, Stamp]) -> list[Job]:
 class Progress(Generic[Job]):
     """Says on stderr what is done, how much of the whole that is, and how long the rest may take."""
 
-    def __init__(self, step: str, amounts: Mapping[Job, int]) -> None:
-        """`amounts`: how much work each job is, in any unit."""
-        self.step, self.amounts = step, amounts
+    def __init__(self, step: str, amounts: Mapping[Job, int], every: float = 0) -> None:
+        """`amounts`: how much work each job is, in any unit. `every`: seconds from one message to the next."""
+        self.step, self.amounts, self.every = step, amounts, every
+        self.total = sum(amounts.values())
         self.done, self.finished, self.start = 0, 0, time.monotonic()
+        self.said = self.start - every
 
     def finish(self, job: Job, result: str) -> None:
         self.finished += 1
         self.done += self.amounts[job]
-        gone = time.monotonic() - self.start
-        left = gone * (sum(self.amounts.values()) - self.done) / max(self.done, 1)
-        rest = f"about {_clock(left)} left" if self.finished < len(self.amounts) else f"all done in {_clock(gone)}"
-        say(self.step, f"{self.finished}/{len(self.amounts)} {job}: {result}; {rest}")
+        now = time.monotonic()
+        gone, ended = now - self.start, self.finished == len(self.amounts)
+        if now - self.said >= self.every or ended:
+            self.said = now
+            left = gone * (self.total - self.done) / max(self.done, 1)
+            rest = f"all done in {_clock(gone)}" if ended else f"about {_clock(left)} left"
+            say(self.step, f"{self.finished}/{len(self.amounts)} {job}: {result}; {rest}")
 
 
 def _clock(seconds: float) -> str:
@@ -141,14 +148,16 @@ def _clock(seconds: float) -> str:
 def side_by_side(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
     """Runs the function over the jobs in several processes; yields each job with its result as it ends.
 
-    With one worker everything stays in this process. The first error ends the run; jobs under way finish first.
+    With one worker everything stays in this process. The first error ends the run; jobs under way finish first. The
+    processes are started afresh, not forked: a library that keeps threads, like polars, does not survive a fork.
     """
     waiting = list(jobs)
     if workers == 1 or len(waiting) < 2:
         for job in waiting:
             yield job, function(job)
         return
-    with ProcessPoolExecutor(min(workers, len(waiting)), initializer=_end_with, initargs=(os.getpid(),)) as pool:
+    processes = {"mp_context": get_context("spawn"), "initializer": _end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(min(workers, len(waiting)), **processes) as pool:
         futures = {pool.submit(function, job): job for job in waiting}
         try:
             for future in as_completed(futures):
