@@ -24,6 +24,11 @@ else:
     }
 
 ROOT = Path(__file__).parent
+EXTRAS = {
+    "fastbpe": ["fastBPE==0.1.0", "subword-nmt>=0.3.8,<0.4"],
+    "langid": ["py3langid>=0.4,<0.5"],
+    "download": ["mtdata>=0.5,<0.6", "opustools>=1.9,<2"],
+}
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "moe_nmt/__init__.py").read_text())[1]
 
 setup(
@@ -47,10 +52,15 @@ setup(
         "Babel>=2.18,<3",
         "matplotlib>=3.11,<4",
         "numpy>=2.4,<3",
+        "polars>=2.1,<3",
+        "duckdb>=2,<3",
+        "langcodes>=3.5,<4",
+        "PyYAML>=6,<7",
+        "zstandard>=0.25,<1",
     ],
     extras_require={
-        "fastbpe": ["fastBPE==0.1.0"],
-        "dev": ["pytest>=9,<10", "ruff==0.17.6", "mypy>=2.4,<3"],
+        **EXTRAS,
+        "dev": ["pytest>=9,<10", "ruff==0.17.6", "mypy>=2.4,<3", *EXTRAS["fastbpe"], *EXTRAS["langid"]],
     },
     **EXTENSION,
     entry_points={"console_scripts": ["moe-nmt=moe_nmt.__main__:main"]},

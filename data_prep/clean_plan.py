@@ -113,6 +113,11 @@ class Plan:
         return passes
 
     @cached_property
+    def languages(self) -> tuple[str, ...]:
+        """All languages, as they come."""
+        return tuple(dict.fromkeys(code for part in self.parts for code in (part.pair.source, part.pair.target)))
+
+    @cached_property
     def targets(self) -> list[Target]:
         """The texts that come out.
 

@@ -92,7 +92,7 @@ def filter_chunks(plan: Plan, number: int, workers: int) -> None:
     """Takes all chunks through the filters of a pass that see a pair by itself."""
     waiting = [chunk for chunk in plan.chunks if not counts_of(plan.work, number, chunk).is_file()]
     progress = Progress(label(plan, number), {chunk: chunk.path.stat().st_size for chunk in waiting}, every=2)
-    job = partial(filter_chunk, plan.work, plan.passes, number)
+    job = partial(filter_chunk, plan.work, plan.passes, number, plan.languages)
     for chunk, result in side_by_side(job, waiting, workers):
         progress.finish(chunk, result)
 
@@ -102,11 +102,16 @@ def label(plan: Plan, number: int) -> str:
     return STEP if len(plan.passes) == 1 else f"{STEP} {number + 1}/{len(plan.passes)}"
 
 
-def filter_chunk(work: Path, passes: Sequence[Pass], number: int, chunk: Chunk) -> str:
+def filter_chunk(work: Path, passes: Sequence[Pass], number: int, languages: tuple[str, ...], chunk: Chunk) -> str:
     """Writes what a pass leaves of a chunk and what fell; says how much of it that is."""
     pairs = alive(work, passes, number - 1, chunk)
     before = len(pairs)
-    supplied = {"source": chunk.pair.source, "target": chunk.pair.target, "held_out": held_out_keys(work)}
+    supplied = {
+        "source": chunk.pair.source,
+        "target": chunk.pair.target,
+        "languages": languages,
+        "held_out": held_out_keys(work),
+    }
     counts: dict[str, Any] = {"fallen": {}, "edited": {}, "examples": {}}
     for name, spec in passes[number].steps:
         left = apply(filters.FILTERS.build(spec, **supplied), pairs, name, counts)

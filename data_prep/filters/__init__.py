@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from moe_nmt.registry import Registry, Spec
+from moe_nmt.registry import Registry
 
 SIDES = ("source", "target")
 
@@ -52,11 +52,7 @@ class Duplicates(Filter):
 
 
 FILTERS: Registry[Filter] = Registry("filter", __name__)
-
-
-def build(specs: list[Spec], **supplied: object) -> list[Filter]:
-    """The filters, with what they ask for of `source` and `target` (language codes) and `held_out` (see `leaks`)."""
-    return [FILTERS.build(spec, **supplied) for spec in specs]
+"""Filters are supplied with `source` and `target`, `languages` (all of the corpus) and `held_out` (see `leaks`)."""
 
 
 def fold(text: pl.Expr) -> pl.Expr:

@@ -169,6 +169,23 @@ def test_identical_looks_at_letters_and_digits_only():
     assert not keep("identical", "１２", "12"), "compatible characters are one"
 
 
+def test_language_id_tells_the_languages_of_the_corpus_apart():
+    pytest.importorskip("py3langid")
+    english, german = "This is a sentence in the English language.", "Das ist ein Satz in deutscher Sprache."
+    languages = {"source": "eng_Latn", "target": "deu_Latn", "languages": ("eng_Latn", "deu_Latn", "cop_Copt")}
+    pairs = [
+        (english, german),
+        (english, english),
+        (german, german),
+        ("Der Satz", "no"),
+        ("123 456 789 101 112 131", german),
+    ]
+    assert kept("language_id", pairs, **languages) == [True, False, False, True, True]
+    assert kept("language_id(min_chars=5)", pairs, **languages) == [True, False, False, False, True]
+    unknown = {**languages, "target": "cop_Copt"}
+    assert kept("language_id", [(english, english), (german, english)], **unknown) == [True, False]
+
+
 def test_leaks_are_found_on_any_side_and_in_any_writing(tmp_path):
     held_out = tmp_path / "chunk.parquet"
     frame([("The end.", "Конец."), ("?!", "Да")]).write_parquet(held_out)
