@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import polars as pl
 from data_prep import filters
 from data_prep.clean_plan import HELD_OUT, TRAIN, Chunk, Pass, Plan, Target
 from data_prep.collected import Part, write_frame
-from data_prep.filters import SIDES, Criterion, Edit
+from data_prep.filters import SIDES, Edit
 from data_prep.filters.leaks import keys
 from data_prep.steps import Progress, say, side_by_side
 from moe_nmt.data import CorpusError, Direction
@@ -105,45 +105,60 @@ def label(plan: Plan, number: int) -> str:
 def filter_chunk(work: Path, passes: Sequence[Pass], number: int, languages: tuple[str, ...], chunk: Chunk) -> str:
     """Writes what a pass leaves of a chunk and what fell; says how much of it that is."""
     pairs = alive(work, passes, number - 1, chunk)
-    before = len(pairs)
-    supplied = {
-        "source": chunk.pair.source,
-        "target": chunk.pair.target,
-        "languages": languages,
-        "held_out": held_out_keys(work),
-    }
-    counts: dict[str, Any] = {"fallen": {}, "edited": {}, "examples": {}}
+    before, counts = len(pairs), {"fallen": {}, "edited": {}, "examples": {}}
+    build = partial(
+        filters.FILTERS.build,
+        source=chunk.pair.source,
+        target=chunk.pair.target,
+        languages=languages,
+        held_out=held_out_keys(work),
+    )
+    criteria: dict[str, pl.Expr] = {}
     for name, spec in passes[number].steps:
-        left = apply(filters.FILTERS.build(spec, **supplied), pairs, name, counts)
-        counts["fallen"][name] = len(pairs) - len(left)
-        pairs = left
-    for place, (_, spec) in enumerate(passes[number].duplicates):
-        pairs = pairs.with_columns(filters.FILTERS.build(spec, **supplied).key().alias(f"key{place}"))
+        step = build(spec)
+        if isinstance(step, Edit):
+            pairs, criteria = drop(pairs, criteria, counts), {}
+            pairs = edit(pairs, step, name, counts)
+        else:
+            criteria[name] = step.keep()
+    keys = [build(spec).key().alias(f"key{place}") for place, (_, spec) in enumerate(passes[number].duplicates)]
+    pairs = drop(pairs, criteria, counts, keys)
     with drafting(counts_of(work, number, chunk).with_suffix(".parquet")) as (draft,):
         write_frame(pairs, draft)
     write_text(counts_of(work, number, chunk), json.dumps(counts, ensure_ascii=False))
     return f"{len(pairs):,} of {before:,} pairs stay"
 
 
-def apply(step: filters.Filter, pairs: pl.DataFrame, name: str, counts: dict[str, Any]) -> pl.DataFrame:
-    """The pairs that a step leaves; how many it edited and some that fell are noted in `counts`."""
-    if isinstance(step, Edit):
-        edited = pairs.with_columns(step.edit(pl.col(side)) for side in SIDES)
-        counts["edited"][name] = int(sum(_differing(pairs, edited)))
-        kept = edited.select(pl.all_horizontal(pl.col(*SIDES) != "")).to_series()
-        after = edited
-    else:
-        assert isinstance(step, Criterion)
-        after, kept = pairs, step.keep(pairs)
-        kept = kept if isinstance(kept, pl.Series) else pairs.select(kept).to_series()
-    if not kept.all():
-        counts["examples"][name] = pairs.filter(~kept).head(EXAMPLES).select(SIDES).rows()
-        after = after.filter(kept)
-    return after
+def edit(pairs: pl.DataFrame, step: Edit, name: str, counts: dict[str, Any]) -> pl.DataFrame:
+    """The pairs with their text rewritten, less those of which a side became empty."""
+    edited = pairs.with_columns(step.edit(pl.col(side)) for side in SIDES)
+    changed = (edited["source"] != pairs["source"]) | (edited["target"] != pairs["target"])
+    counts["edited"][name] = changed.sum()
+    full = (edited["source"] != "") & (edited["target"] != "")
+    note_fallen(pairs, ~full, name, counts)
+    return edited.filter(full)
 
 
-def _differing(before: pl.DataFrame, after: pl.DataFrame) -> pl.Series:
-    return (before["source"] != after["source"]) | (before["target"] != after["target"])
+def drop(
+    pairs: pl.DataFrame, criteria: Mapping[str, pl.Expr], counts: dict[str, Any], keys: Sequence[pl.Expr] = ()
+) -> pl.DataFrame:
+    """The pairs that all criteria keep, with the columns `keys`.
+
+    All of it is one query, so that polars computes what the expressions share, like folded text, once.
+    """
+    judged = pairs.lazy().with_columns(*keys, **criteria).collect()
+    stay = pl.repeat(True, len(pairs), dtype=pl.Boolean, eager=True)
+    for name in criteria:
+        note_fallen(pairs, stay & ~judged[name], name, counts)
+        stay &= judged[name]
+    return judged.drop(list(criteria)).filter(stay)
+
+
+def note_fallen(pairs: pl.DataFrame, fell: pl.Series, name: str, counts: dict[str, Any]) -> None:
+    """Note how many pairs fell at a step, and some of them."""
+    counts["fallen"][name] = fell.sum()
+    if counts["fallen"][name]:
+        counts["examples"][name] = pairs.filter(fell).head(EXAMPLES).select(SIDES).rows()
 
 
 def alive(work: Path, passes: Sequence[Pass], number: int, chunk: Chunk) -> pl.DataFrame:

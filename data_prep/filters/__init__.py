@@ -27,7 +27,7 @@ class Edit(Filter):
 class Criterion(Filter):
     """Drops pairs by what they are, each by itself."""
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Expr | pl.Series:
+    def keep(self) -> pl.Expr:
         """Boolean, one a pair: whether it stays."""
         raise NotImplementedError
 

@@ -11,6 +11,6 @@ from data_prep.filters import FILTERS, SIDES, Criterion, fold
 class Identical(Criterion):
     """Drops pairs whose sides are the same but for case, punctuation and spaces."""
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Expr:
+    def keep(self) -> pl.Expr:
         source, target = (fold(pl.col(side)) for side in SIDES)
         return source != target

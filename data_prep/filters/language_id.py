@@ -32,14 +32,16 @@ class LanguageId(Criterion):
         self.identifier = identifier(model, languages)
         self.min_chars = min_chars
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Series:
-        return self._right(pairs, "source") & self._right(pairs, "target")
+    def keep(self) -> pl.Expr:
+        known = [(side, own) for side, own in self.codes.items() if self.identifier.knows(own)]
+        right = [
+            pl.col(side).map_batches(functools.partial(self._right, own), return_dtype=pl.Boolean)
+            for side, own in known
+        ]
+        return pl.all_horizontal(pl.lit(True), *right)
 
-    def _right(self, pairs: pl.DataFrame, side: str) -> pl.Series:
-        own, texts = self.codes[side], pairs[side]
+    def _right(self, own: str, texts: pl.Series) -> pl.Series:
         long = texts.str.len_chars() >= self.min_chars
-        if not self.identifier.knows(own):
-            return pl.Series([True] * len(pairs), dtype=pl.Boolean)
         found = iter(self.identifier.identify(texts.filter(long).to_list()))
         return pl.Series([not seen or self._fits(own, next(found)) for seen in long], dtype=pl.Boolean)
 

@@ -23,7 +23,7 @@ class Leaks(Criterion):
     def __init__(self, held_out: Path):
         self.keys = pl.read_parquet(held_out)["key"].implode()
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Expr:
+    def keep(self) -> pl.Expr:
         return ~pl.any_horizontal(key(side).is_in(self.keys) for side in SIDES)
 
 

@@ -40,7 +40,7 @@ class Length(Criterion):
         if not self.limits:
             raise UserError("it limits nothing: give min_words, max_words, min_chars or max_chars")
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Expr:
+    def keep(self) -> pl.Expr:
         within = [
             (count(side) >= (low or 0)) & (count(side) <= (high if high is not None else 2**31))
             for count, (low, high) in self.limits.items()
@@ -65,6 +65,6 @@ class Ratio(Criterion):
         self.max, self.slack = max, slack
         self.count = characters if unit == "chars" else words
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Expr:
+    def keep(self) -> pl.Expr:
         counts = [self.count(side) for side in SIDES]
         return pl.max_horizontal(counts) <= self.max * pl.min_horizontal(counts) + self.slack

@@ -14,7 +14,7 @@ class Letters(Criterion):
     def __init__(self, *, min: float = 0.4):
         self.min = min
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Expr:
+    def keep(self) -> pl.Expr:
         return pl.all_horizontal(self._share(pl.col(side)) >= self.min for side in SIDES)
 
     @staticmethod

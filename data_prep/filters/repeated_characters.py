@@ -15,9 +15,11 @@ class RepeatedCharacters(Criterion):
     def __init__(self, *, max: int = 9):
         self.max = max
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Series:
-        longest = np.max([longest_runs(pairs[side]) for side in SIDES], axis=0)
-        return pl.Series(longest <= self.max)
+    def keep(self) -> pl.Expr:
+        return pl.all_horizontal(pl.col(side).map_batches(self._short, return_dtype=pl.Boolean) for side in SIDES)
+
+    def _short(self, texts: pl.Series) -> pl.Series:
+        return pl.Series(longest_runs(texts) <= self.max)
 
 
 def longest_runs(texts: pl.Series) -> np.ndarray:

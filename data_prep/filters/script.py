@@ -22,7 +22,7 @@ class Script(Criterion):
         known = {side: unicode_scripts(code) for side, code in codes if is_code(code)}
         self.scripts = {side: scripts for side, scripts in known.items() if scripts}
 
-    def keep(self, pairs: pl.DataFrame) -> pl.Expr:
+    def keep(self) -> pl.Expr:
         return pl.all_horizontal(pl.lit(True), *(self._fits(side, names) for side, names in self.scripts.items()))
 
     def _fits(self, side: str, scripts: tuple[str, ...]) -> pl.Expr:
