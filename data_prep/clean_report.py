@@ -95,7 +95,7 @@ def markdown(plan: Plan, outcomes: Sequence[Outcome]) -> str:
         "## Sources",
         counts(plan, outcomes, "source", sources),
         "## Examples of what fell",
-        table(["text", "filter", "source", "target"], examples(training)),
+        table(["text", "filter", "source", "target"], examples(training), numbers="---"),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -133,8 +133,8 @@ def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: str = "---:") -> str:
+    rule = ["---", *[numbers] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 

@@ -37,19 +37,20 @@ UNICODE_NAMES = {
 }
 
 
-def run(*command: object) -> tuple[float, float]:
-    """Run a command; returns its seconds and the peak memory in GB of its largest process."""
+def run(log: Path, *command: object) -> tuple[float, float]:
+    """Run a command, its messages into a file; returns its seconds and the peak memory in GB of its largest process."""
     start = time.perf_counter()
-    process = start_command(*command)
+    process = start_command(log, *command)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(map(str, command))} failed")
+        raise SystemExit(f"{' '.join(map(str, command))} failed, see {log}")
     return time.perf_counter() - start, usage.ru_maxrss / 1e6
 
 
-def start_command(*command: object) -> subprocess.Popen[bytes]:
+def start_command(log: Path, *command: object) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHON": sys.executable}
-    return subprocess.Popen([str(part) for part in command], env=environment, stdout=subprocess.DEVNULL)
+    with open(log, "ab") as messages:
+        return subprocess.Popen([str(part) for part in command], env=environment, stdout=messages, stderr=messages)
 
 
 def step(name: str, *arguments: object) -> list[object]:
@@ -79,9 +80,10 @@ def whole(folder: Path, directions: int, pairs: int, workers: int) -> dict[str, 
     """Collect and clean everything."""
     corpus = folder / "corpus"
     shutil.rmtree(corpus, ignore_errors=True)
-    collecting, collect_memory = run(*step("collect", folder / "corpus.yaml", corpus, "--workers", workers))
+    log = folder / "clean.log"
+    collecting, collect_memory = run(log, *step("collect", folder / "corpus.yaml", corpus, "--workers", workers))
     corpus = fresh_copy(corpus, "unbroken")
-    cleaning, clean_memory = run(*step("clean", corpus, "--workers", workers))
+    cleaning, clean_memory = run(log, *step("clean", corpus, "--workers", workers))
     report = json.loads((corpus / "reports" / "clean.json").read_text())
     accounted = sum(count for name, count in report["total"].items() if name != "lines")
     return {
@@ -105,13 +107,13 @@ def killed(folder: Path, workers: int) -> dict[str, object]:
         kill_when(corpus, workers, lambda: len(list(corpus.glob("cleaned/*/0/*/*.json"))) >= chunks // 3),
         kill_when(corpus, workers, lambda: len(list(corpus.glob("raw/train.*"))) >= 2),
     ]
-    seconds, memory = run(*step("clean", corpus, "--workers", workers))
+    seconds, memory = run(folder / "clean.log", *step("clean", corpus, "--workers", workers))
     return {"killed_after": kills, "last_run_seconds": seconds, "peak_gb": memory, "digest": digest(corpus)}
 
 
 def kill_when(corpus: Path, workers: int, ready: Callable[[], bool]) -> float:
     start = time.perf_counter()
-    process = start_command(*step("clean", corpus, "--workers", workers))
+    process = start_command(corpus.with_suffix(".log"), *step("clean", corpus, "--workers", workers))
     while not ready():
         if process.poll() is not None:
             raise SystemExit("cleaning ended before it could be killed")
@@ -139,11 +141,11 @@ def peer(folder: Path, opusfilter: Path, directions: int, pairs: int, workers: i
             shutil.rmtree(few / name, ignore_errors=True)
             if name == "opusfilter":
                 (few / name).mkdir()
-                took, peak = run(opusfilter, few / "opusfilter.yaml")
+                took, peak = run(few / "opusfilter.log", opusfilter, few / "opusfilter.yaml")
             else:
                 parts = [
-                    run(*step("collect", few / "corpus.yaml", few / name, "--workers", workers)),
-                    run(*step("clean", few / name, "--filters", PEER_FILTERS, "--workers", workers)),
+                    run(few / "clean.log", *step("collect", few / "corpus.yaml", few / name, "--workers", workers)),
+                    run(few / "clean.log", *step("clean", few / name, "--filters", PEER_FILTERS, "--workers", workers)),
                 ]
                 took, peak = sum(part[0] for part in parts), max(part[1] for part in parts)
             seconds[name].append(took)
@@ -206,7 +208,7 @@ def opusfilter_steps(folder: Path, language: str) -> Iterator[dict[str, object]]
         {},
         alike,
     ]
-    for before, after, option in zip(stages, stages[1:], options, strict=True):
+    for before, after, option in zip(stages[:-1], stages[1:], options, strict=True):
         yield {"type": "remove_duplicates", "parameters": {"inputs": files(before), "outputs": files(after), **option}}
 
 

@@ -32,8 +32,8 @@ def kept(spec, pairs, **supplied):
     return frame(pairs).with_columns(kept=built(spec, **supplied).keep())["kept"].to_list()
 
 
-def keep(spec, source, target, **supplied):
-    return kept(spec, [(source, target)], **supplied)[0]
+def keep(spec, first, second, **supplied):
+    return kept(spec, [(first, second)], **supplied)[0]
 
 
 def texts(number, seed=0, longest=30):
@@ -97,6 +97,10 @@ def test_length_counts_words_and_characters_of_both_sides():
 def test_ratio_has_a_slack_for_short_pairs():
     assert keep("ratio(max=2, slack=3)", "a" * 10, "b" * 23) and not keep("ratio(max=2, slack=3)", "a" * 10, "b" * 24)
     assert not keep("ratio(max=2, slack=3)", "b" * 24, "a" * 10)
+    chinese = {"source": "eng_Latn", "target": "zho_Hans"}
+    assert keep("ratio(max=2, slack=0)", "a" * 56, "中" * 10, **chinese)
+    assert not keep("ratio(max=2, slack=0)", "a" * 57, "中" * 10, **chinese)
+    assert not keep("ratio(max=2, slack=0)", "a" * 13, "中" * 10, **chinese)
     assert keep("ratio(max=1, slack=0, unit=words)", "a b", "longerwords thanthese")
     assert not keep("ratio(max=1, slack=0, unit=words)", "a b", "a b c")
     with pytest.raises(RegistryError, match="would drop every pair"):
