@@ -56,7 +56,9 @@ setup(
         "duckdb>=2,<3",
         "langcodes>=3.5,<4",
         "PyYAML>=6,<7",
-        "zstandard>=0.25,<1",
+        "lxml>=6,<7",
+        'backports.zstd>=1.8,<2; python_version < "3.14"',
+        "tqdm>=4.66,<5",
     ],
     extras_require={
         **EXTRAS,

@@ -58,7 +58,8 @@ def chosen(written: str | None, config: Path | None) -> list[Spec]:
 def stamp_of(plan: Plan) -> Stamp:
     raw = [path for target in plan.targets for path in plan.raw(target)]
     outputs = [*raw, plan.corpus / "reports" / "clean.json"]
-    return Stamp(plan.corpus / ".stamps" / f"{STEP}.json", {"digest": plan.digest}, (), tuple(outputs))
+    settings = {"digest": plan.digest, "filters": [str(spec) for _, spec in plan.steps]}
+    return Stamp.of(Corpus.empty(plan.corpus), STEP, settings, (), outputs)
 
 
 def remove_earlier(plan: Plan) -> None:

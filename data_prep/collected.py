@@ -1,11 +1,13 @@
 """Collected text: what `collect` writes and `clean` reads.
 
 CORPUS/collected/parts.json                                    the parts, in the order of the sources
+CORPUS/collected/KIND/SPLIT/PAIR/SOURCE/part.json              one of them
 CORPUS/collected/KIND/SPLIT/PAIR/SOURCE/00000.parquet, …       chunks of sentence pairs: columns `source`, `target`
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,29 +59,45 @@ class Part:
         return [self.folder(corpus) / f"{number:05}.parquet" for number in range(self.chunks)]
 
 
+Texts = tuple[Sequence[str], Sequence[str]]
+
+
 def write_chunks(folder: Path, pairs: Iterable[tuple[str, str]]) -> int:
-    """Write sentence pairs as chunks of at most CHUNK_PAIRS pairs and about CHUNK_BYTES bytes; returns their number."""
+    """Write sentence pairs as chunks; returns their number."""
+    return write_blocks(folder, (([source], [target]) for source, target in pairs))
+
+
+def write_blocks(folder: Path, blocks: Iterable[Texts]) -> int:
+    """Write aligned text, which comes in blocks of lines, as chunks; returns their number.
+
+    A chunk holds CHUNK_PAIRS sentence pairs, or fewer that have CHUNK_BYTES characters together with their block.
+    """
     number = -1
-    for number, (sources, targets) in enumerate(_batches(pairs)):
+    for number, (sources, targets) in enumerate(_chunks(blocks)):
         with drafting(folder / f"{number:05}.parquet") as (draft,):
             write_frame(pl.DataFrame({"source": sources, "target": targets}, schema=SCHEMA), draft)
     return number + 1
 
 
 def write_frame(frame: pl.DataFrame, path: Path) -> None:
-    """Write a chunk, packed as fast as possible."""
-    frame.write_parquet(path, compression="lz4", statistics=False)
+    """Write a chunk, packed as fast as possible; OSError, with its number, where the disk is full."""
+    packed = io.BytesIO()  # polars itself would raise an error of its own without a number
+    frame.write_parquet(packed, compression="lz4", statistics=False)
+    path.write_bytes(packed.getbuffer())
 
 
-def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
+def _chunks(blocks: Iterable[Texts]) -> Iterator[Texts]:
     sources: list[str] = []
     targets: list[str] = []
     characters = 0
-    for source, target in pairs:
-        sources.append(source)
-        targets.append(target)
-        characters += len(source) + len(target)
-        if len(sources) == CHUNK_PAIRS or characters >= CHUNK_BYTES:
+    for more_sources, more_targets in blocks:
+        sources.extend(more_sources)
+        targets.extend(more_targets)
+        characters += sum(map(len, more_sources)) + sum(map(len, more_targets))
+        while len(sources) >= CHUNK_PAIRS:
+            yield sources[:CHUNK_PAIRS], targets[:CHUNK_PAIRS]
+            sources, targets, characters = sources[CHUNK_PAIRS:], targets[CHUNK_PAIRS:], 0
+        if characters >= CHUNK_BYTES:
             yield sources, targets
             sources, targets, characters = [], [], 0
     if sources:
@@ -88,13 +106,30 @@ def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list
 
 def save_parts(corpus: Path, parts: Sequence[Part]) -> None:
     """Write parts.json, the sign that everything is collected."""
+    _save(corpus / "collected" / "parts.json", parts)
+
+
+def save_part(corpus: Path, part: Part) -> None:
+    """Write part.json beside the chunks of a part."""
+    _save(part.folder(corpus) / "part.json", [part])
+
+
+def read_part(corpus: Path, part: Part) -> Part:
+    """Read part.json of the part with the same names; CorpusError where it is missing or cannot be read."""
+    return _load(part.folder(corpus) / "part.json", corpus)[0]
+
+
+def _save(path: Path, parts: Sequence[Part]) -> None:
     rows = [{**asdict(part), "pair": str(part.pair)} for part in parts]
-    write_text(corpus / "collected" / "parts.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_parts(corpus: Path) -> list[Part]:
     """Read parts.json; CorpusError where nothing is collected, or not to its end."""
-    path = corpus / "collected" / "parts.json"
+    return _load(corpus / "collected" / "parts.json", corpus)
+
+
+def _load(path: Path, corpus: Path) -> list[Part]:
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return [Part(**{**row, "pair": Direction.parse(row["pair"])}) for row in rows]

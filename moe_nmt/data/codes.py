@@ -79,10 +79,12 @@ class Code:
         full = Language.make(known, script=self.script, territory=self.region).maximize()
         return replace(self, script=full.script, region=full.territory)
 
-    def canonical(self) -> Code:
-        """The same for all ways to write one language: the language of FLORES, likely script and region."""
-        code = replace(self, language=_flores_language(self.language)).likely()
-        return replace(code, script={"Kore": "Hang"}.get(code.script or "", code.script))
+
+@functools.lru_cache(maxsize=4096)
+def canonical(code: Code) -> Code:
+    """The same for all ways to write one language: the language of FLORES, likely script and region."""
+    full = replace(code, language=_flores_language(code.language)).likely()
+    return replace(full, script={"Kore": "Hang"}.get(full.script or "", full.script))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -155,11 +157,11 @@ def flores_code(code: str) -> str:
     A region or variant that the code names stays at its end: `por_Latn_BR` for `pt_br`. CorpusError for what is no
     code.
     """
-    said, full = parse(code), parse(code).canonical()
+    said, full = parse(code), canonical(parse(code))
     scripts = [name[4:] for name in FLORES if name.startswith(f"{full.language}_")]
     if said.script is None and len(scripts) == 1:
         full = replace(full, script=scripts[0])
-    told_by_script = len(scripts) > 1 and said.region == Code(full.language, full.script).canonical().region
+    told_by_script = len(scripts) > 1 and said.region == canonical(Code(full.language, full.script)).region
     region = None if told_by_script else said.region
     return "_".join(part for part in (full.language, full.script, region, said.variant) if part)
 
@@ -177,7 +179,7 @@ def nearest(code: str, known: Iterable[str]) -> str | None:
     if not is_code(code):
         return None
     said = parse(code)
-    same = [name for name in known if is_code(name) and parse(name).canonical() == said.canonical()]
+    same = [name for name in known if is_code(name) and canonical(parse(name)) == canonical(said)]
     return min(same, key=lambda name: parse(name).region != said.region, default=None)
 
 
@@ -195,7 +197,7 @@ def _spelling(code: str) -> str:
 
 def _no_code(text: str) -> CorpusError:
     languages = {name[:3] for name in FLORES}
-    near = difflib.get_close_matches(text, [*FLORES, *ALPHA3, *sorted(languages)], n=1)
+    near = difflib.get_close_matches(text, [*FLORES, *ALPHA3, *sorted(languages)], n=1, cutoff=0.7)
     hint = f"did you mean '{near[0]}'? Write" if near else "write"
     return CorpusError(
         f"'{text}' is no language code that is known; {hint} ISO 639 and perhaps a script, like deu_Latn"

@@ -3,27 +3,82 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
+import importlib
 import itertools
+import lzma
+import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from types import ModuleType
+from typing import IO, TextIO
 
 from moe_nmt.data.directions import CorpusError
 
+ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+UNPACKERS = {".gz": "gzip", ".xz": "lzma", ".bz2": "bz2", ".zst": ZSTD}
+"""The module that unpacks a file, by its ending."""
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file to read its bytes: plain, .gz .xz .bz2 .zst, or one inside a .zip, written as if that were a folder.
+
+    CorpusError, also while it is read, where a packed file was cut off or is none.
+    """
+    unpacker = _unpacker(path)
+    with _refusing_damage(path, unpacker), contextlib.ExitStack() as stack:
+        file = _open_as_it_is(path, stack)
+        yield stack.enter_context(unpacker.open(file, "rb")) if unpacker else file
+
+
+def _open_as_it_is(path: Path, stack: contextlib.ExitStack) -> IO[bytes]:
+    archive = zip_of(path)
+    if archive is None:
+        return stack.enter_context(open(path, "rb"))
+    packed = stack.enter_context(zipfile.ZipFile(archive))
+    name = path.relative_to(archive).as_posix()
+    if name not in packed.namelist():
+        raise FileNotFoundError(f"{archive} holds no file {name}")
+    return stack.enter_context(packed.open(name))
+
+
+@contextlib.contextmanager
+def _refusing_damage(path: Path, unpacker: ModuleType | None) -> Iterator[None]:
+    """What the libraries raise at damaged files becomes a sentence; errors of the system have a number and pass."""
+    damage = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, getattr(unpacker, "ZstdError", EOFError))
+    try:
+        yield
+    except (*damage, OSError) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
+            raise
+        kind = UNPACKERS.get(path.suffix, "zip").rpartition(".")[2]
+        raise CorpusError(f"{path} is no whole {kind} file: fetch or pack it again") from None
+
+
+def zip_of(path: Path) -> Path | None:
+    """The .zip that the path leads into, None where it leads into none."""
+    return next((folder for folder in path.parents if folder.suffix == ".zip" and folder.is_file()), None)
+
+
+def _unpacker(path: Path) -> ModuleType | None:
+    name = UNPACKERS.get(path.suffix)
+    try:
+        return importlib.import_module(name) if name else None
+    except ModuleNotFoundError:
+        raise CorpusError(f"{path} cannot be unpacked without {name}: pip install {name}") from None
+
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file, plain or .gz, without their LF.
+    """The lines of a file, packed or plain, without their LF.
 
     Other line separators of Unicode stay inside a line. CorpusError at a line that is not UTF-8, and at the end of a
-    .gz that was cut off.
+    packed file that was cut off.
     """
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                yield _decode(line, path, number).removesuffix("\n")
-        except (EOFError, gzip.BadGzipFile):
-            raise CorpusError(f"{path} is no whole gzip file: fetch or pack it again") from None
+    with opening(path) as file:
+        for number, line in enumerate(file, start=1):
+            yield _decode(line, path, number).removesuffix("\n")
 
 
 def _decode(line: bytes, path: Path, number: int) -> str:
