@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.collected import Part, Texts, read_part, save_part, save_parts, write_blocks
 from data_prep.config import Config, Source, read_config
-from data_prep.downloads import FULL, fetch
+from data_prep.downloads import fetch
 from data_prep.formats import FORMATS, Format
 from data_prep.formats.format import Pair
 from data_prep.languages import Languages
@@ -79,21 +79,20 @@ def _on_disk(path: Path) -> Path:
 def collect(args: argparse.Namespace) -> None:
     """Writes CORPUS/collected; CorpusError where a source does not hold what the file says."""
     config = read_config(args.config)
-    with _refusing_a_full_disk(args.corpus):
-        jobs = plan(config, args.corpus)
-        parts = {job: job.finished(args.corpus) for job in jobs}
-        waiting = sorted((job for job, part in parts.items() if part is None), key=Job.size, reverse=True)
-        if len(waiting) < len(jobs):
-            say(STEP, f"{len(jobs) - len(waiting)} of {len(jobs)} parts are up to date, skipped")
-        if waiting:
-            (args.corpus / "collected" / "parts.json").unlink(missing_ok=True)
-        progress = Progress(STEP, {job: job.size() for job in waiting}, every=1)
-        for job, part in side_by_side(partial(collect_part, args.corpus), waiting, args.workers):
-            parts[job] = part
-            progress.finish(job, describe(part))
-        remove_others(args.corpus, jobs)
-        done = [part for part in parts.values() if part]
-        save_parts(args.corpus, done)
+    jobs = plan(config, args.corpus)
+    parts = {job: job.finished(args.corpus) for job in jobs}
+    waiting = sorted((job for job, part in parts.items() if part is None), key=Job.size, reverse=True)
+    if len(waiting) < len(jobs):
+        say(STEP, f"{len(jobs) - len(waiting)} of {len(jobs)} parts are up to date, skipped")
+    if waiting:
+        (args.corpus / "collected" / "parts.json").unlink(missing_ok=True)
+    progress = Progress(STEP, {job: job.size() for job in waiting}, every=1)
+    for job, part in side_by_side(partial(collect_part, args.corpus), waiting, args.workers):
+        parts[job] = part
+        progress.finish(job, describe(part))
+    remove_others(args.corpus, jobs)
+    done = [part for part in parts.values() if part]
+    save_parts(args.corpus, done)
     say(STEP, f"{sum(part.pairs for part in done):,} pairs of {sum(part.lines for part in done):,} lines collected")
 
 
@@ -218,18 +217,6 @@ def remove_others(corpus: Path, jobs: list[Job]) -> None:
     for path in (corpus / ".stamps").glob(f"{STEP}.*.json"):
         if path not in stamps:
             path.unlink()
-
-
-@contextlib.contextmanager
-def _refusing_a_full_disk(corpus: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise CorpusError(
-            f"{corpus} cannot grow, the disk is full: free some space and run it again, what is done is not done again"
-        ) from None
 
 
 def main() -> int:

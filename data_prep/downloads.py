@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http
 import http.client
@@ -21,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from data_prep.config import Source
 from data_prep.languages import held_as
-from data_prep.steps import Stamp, say
+from data_prep.steps import FULL, Stamp, say
 from moe_nmt.data import Corpus, CorpusError
 from moe_nmt.data.directions import unknown
 from moe_nmt.data.text import drafting, write_text
@@ -33,7 +32,6 @@ TIMEOUT = 60  # seconds without a byte
 SAY_EVERY = 5  # seconds
 TAR = (".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 MISSING = (401, 403, 404, 410)  # answers of a server that will not change soon
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fetch(source: Source, corpus: Path) -> str:

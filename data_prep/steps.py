@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -20,6 +21,8 @@ from moe_nmt.data import Corpus
 from moe_nmt.data.text import write_text
 from moe_nmt.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a file cannot grow."""
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -32,12 +35,17 @@ def run(
     try:
         step(args)
     except (UserError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in FULL
+        print(f"{parser.prog}: error: {full_disk(args.corpus) if full else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; run it again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def full_disk(corpus: Path) -> str:
+    return f"{corpus} cannot grow, the disk is full: free some space and run it again, what is done is not done again"
 
 
 def command(name: str, description: str) -> argparse.ArgumentParser:

@@ -335,7 +335,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         pairs = [("".join(rng.choices("abcdefgh ", k=40)).strip(), f"satz {n}") for n in range(4000)]
         collect(disk / "c", ("main", "train", "eng-deu", "a", False, pairs))
         last = refuses(disk / "c", "--filters", "[normalise, exact_duplicates]", "--workers", 1)
-        assert "No space left on device" in last
+        assert "cannot grow, the disk is full: free some space and run it again" in last
         assert not list(disk.rglob("*.tmp")) and not (disk / "c" / "raw" / "train.eng-deu.eng").exists()
         subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
         clean(disk / "c", "--filters", "[normalise, exact_duplicates]", "--workers", 1)
