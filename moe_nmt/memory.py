@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import resource
+import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Of mallopt(3)."""
@@ -23,3 +25,17 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, 64 << 20)])
+
+
+def peak_memory() -> int:
+    """Bytes of main memory that this process has held at most so far (resident).
+
+    Of Linux's two answers the one that begins anew with each program: `getrusage` keeps the peak of the program that a
+    process was before it became this one.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            kibibytes = next(line for line in status if line.startswith("VmHWM:")).split()[1]
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(kibibytes) * 1024

@@ -5,19 +5,16 @@
 set -euo pipefail
 folder=$(realpath "${1:?usage: bash examples/multi30k/run.sh FOLDER [RUN]}")
 clone=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../..")
-run=$(realpath -m "${2:-$clone/runs/multi30k}") corpus=$run/corpus
+run=$(realpath -m "${2:-$clone/runs/multi30k}")
 cd "$clone"
 source scripts/environment.sh
-
-bash data_prep/import_multiparallel.sh "$folder" "$corpus" --pairs eng_Latn-deu_Latn,eng_Latn-fra_Latn,eng_Latn-ces_Latn \
-    --splits train=train,valid=val,test=test_2016_flickr
-bash data_prep/prepare.sh "$corpus" --vocab-size 6000 --temperature 5 --max-pieces 80
-
 source scripts/recipe.sh
+
+collect "$run" examples/multi30k/corpus.yaml "$folder"
+bash data_prep/prepare.sh "$run/corpus" --vocab-size 6000 --temperature 5 --max-pieces 80
 train "$run" "${UPDATES:-4500}" --arch transformer_moe_tiny --encoder-layers 3 --decoder-layers 3 --moe-freq 3 \
     --moe-router 'top_k(k=2)' --moe-experts 'ffn(count=8)' --moe-losses '[load_balancing(weight=0.01)]' \
     --label-smoothing 0.1 --dropout 0.1 --clip-norm 1 --max-tokens 3000 --lr 0.005 --warmup-updates 1000 \
     --sampling-method concat
-translate "$run"
-moe-nmt score "$run/translations" --corpus "$corpus" --json "$run/scores.json" --markdown "$run/scores.md"
-moe-nmt routing "$run/checkpoints/checkpoint_best.pt" "$corpus/data-bin" --plot "$run/expert_load.png"
+evaluate "$run"
+moe-nmt report "$run" --output "$run/report"

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_nmt.data import Direction
 from moe_nmt.errors import UserError
+from moe_nmt.evaluation.scalars import DIRECTIONS, read_directions
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,7 @@ def read_curves(folder: Path) -> dict[str, dict[str, Curve]]:
     Raises:
         UserError: if there is no scalar in any event file.
     """
-    root = folder / "tensorboard" if (folder / "tensorboard").is_dir() else folder
-    subsets = sorted({file.parent for file in root.glob("*/events.out.tfevents.*")})
+    subsets = sorted({file.parent for file in _root(folder).glob("*/events.out.tfevents.*")})
     curves = {subset.name: scalars for subset in subsets if (scalars := _read_subset(subset))}
     if not curves:
         raise UserError(
@@ -41,11 +42,36 @@ def read_curves(folder: Path) -> dict[str, dict[str, Curve]]:
     return curves
 
 
-def _read_subset(folder: Path) -> dict[str, Curve]:
+def read_training_pairs(folder: Path) -> dict[Direction, int]:
+    """The training pairs of each direction as the training logged them; none where it did not.
+
+    Args:
+        folder: as for `read_curves`.
+    """
+    subset, tag = _root(folder) / "train", f"{DIRECTIONS}/text_summary"
+    if not subset.is_dir():
+        return {}
+    events = _read_events(subset)
+    if tag not in events.Tags()["tensors"]:
+        return {}
+    latest = max(events.Tensors(tag), key=lambda text: text.wall_time)
+    return read_directions(latest.tensor_proto.string_val[0].decode("utf-8"))
+
+
+def _root(folder: Path) -> Path:
+    return folder / "tensorboard" if (folder / "tensorboard").is_dir() else folder
+
+
+def _read_events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
+    return events
+
+
+def _read_subset(folder: Path) -> dict[str, Curve]:
+    events = _read_events(folder)
     return {name: _curve(events.Scalars(name)) for name in sorted(events.Tags()["scalars"])}
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_nmt.data import Direction, is_english
+from moe_nmt.evaluation.curves import Curve
 from moe_nmt.evaluation.expert_load import ExpertLoad, language_side, layer_title
 from moe_nmt.evaluation.report_runs import Run, by_similarity, losses_at, shown_layers, similarity
 from moe_nmt.evaluation.results import BUCKETS
 
 BUCKET_TITLES = {"high": "high-resource", "low": "low-resource", "very_low": "very low-resource"}
 LINE_STYLES: dict[str, Any] = {"valid": "-", "train": "--"}
+COURSE = {
+    "moe_entropy": "entropy of the routing, nats",
+    "moe_balance": "load of the experts (1: even)",
+    "wps": "target tokens per second",
+    "memory_gb": "peak memory so far, GB",
+}
+"""The figures of a training that `plot_course` shows, by the names of their scalars."""
 
 
 def plot_expert_load(load: ExpertLoad, path: Path) -> None:
@@ -50,19 +58,65 @@ def plot_learning_curves(runs: Sequence[Run], path: Path) -> None:
         for run in runs:
             for split, style in LINE_STYLES.items():
                 curve = run.mean(split, bucket)
-                axis.plot(curve.steps, curve.values, style, color=colours[run.name], linewidth=1.4)
+                draw(axis, curve, linestyle=style, color=colours[run.name])
         axis.set_title(
             f"{BUCKET_TITLES[bucket]}: {len(directions)} directions, {span(directions.values())} pairs", fontsize=10
         )
-        axis.set_xlabel("updates", fontsize=9)
-        axis.xaxis.set_major_formatter("{x:,.0f}")
+        over_updates(axis)
         axis.set_ylabel("loss, bits per token", fontsize=9)
         axis.set_ylim(0, settled(axis) * 1.08)
+        mark_phases(axis, runs, colours)
         tidy(axis)
     handles = [Line2D([], [], color=colour, label=name, linewidth=2) for name, colour in colours.items()]
     handles += [Line2D([], [], color="0.3", linestyle=style, label=split) for split, style in LINE_STYLES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), fontsize=9, frameon=False)
     save(figure, path)
+
+
+def plot_course(runs: Sequence[Run], path: Path) -> None:
+    """Draw a panel for each figure of COURSE that a run logged, over the updates, with a line per run."""
+    shown = [name for name in COURSE if any(run.trained(name).steps for run in runs)]
+    colours = colours_of(runs)
+    figure, axes = grid(len(shown), 5.2, 3.2, columns=2)
+    for axis, name in zip(axes, shown, strict=True):
+        for run in runs:
+            curve = run.trained(name)
+            draw(axis, curve, color=colours[run.name], label=run.name)
+        axis.set_title(COURSE[name], fontsize=10)
+        over_updates(axis)
+        axis.yaxis.set_major_formatter("{x:,.6g}")
+        axis.set_ylim(bottom=1 if name == "moe_balance" else 0)
+        mark_phases(axis, runs, colours)
+        tidy(axis)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(runs)), fontsize=9, frameon=False)
+    save(figure, path)
+
+
+def draw(axis: Any, curve: Curve, **how: Any) -> None:
+    """Draw a curve as a line, or as a dot if it has but one reading."""
+    axis.plot(curve.steps, curve.values, marker="o" if len(curve.steps) == 1 else None, linewidth=1.4, **how)
+
+
+def over_updates(axis: Any) -> None:
+    """Whole numbers of updates along the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel("updates", fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def mark_phases(axis: Any, runs: Sequence[Run], colours: Mapping[str, Any]) -> None:
+    """Draw a dotted line where each phase of a run's curriculum after the first begins, its number above the curves."""
+    low, high = axis.get_ylim()
+    if any(run.phases for run in runs):
+        axis.set_ylim(low, high + 0.15 * (high - low))
+    where = {"transform": axis.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "top", "fontsize": 7}
+    for run in runs:
+        for phase, start in run.phases.items():
+            axis.axvline(start, color=colours[run.name], linestyle=":", linewidth=1.2, zorder=1)
+            axis.text(start, 0.99, f"phase {phase}", color=colours[run.name], **where)
 
 
 def plot_gaps(runs: Sequence[Run], path: Path) -> None:
@@ -132,7 +186,13 @@ def plot_gates(routing: ExpertLoad, path: Path) -> None:
 
 
 def heat_map(
-    axis: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], low: float, high: float
+    axis: Any,
+    values: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    low: float,
+    high: float,
+    digits: int = 2,
 ) -> Any:
     """Draw a map with a label per row and column and a number in each cell that has one; returns matplotlib's image."""
     image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high)
@@ -143,7 +203,7 @@ def heat_map(
         for j, value in enumerate(row):
             if not math.isnan(value):
                 ink = "black" if value > low + 0.6 * (high - low) else "white"
-                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+                axis.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=ink)
     return image
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_nmt.data.text import write_text
 from moe_nmt.evaluation.cli import add_threshold_arguments
+from moe_nmt.evaluation.curves import Curve
+from moe_nmt.evaluation.html import document, heading, image, number, paragraph, table
 from moe_nmt.evaluation.plots import (
     BUCKET_TITLES,
+    COURSE,
+    plot_course,
     plot_expert_load,
     plot_gaps,
     plot_gates,
@@ -23,13 +27,6 @@ from moe_nmt.evaluation.plots import (
 from moe_nmt.evaluation.report_runs import PROBE, Run, as_dict, labels, losses_at, lowest, read_run
 from moe_nmt.evaluation.results import BUCKETS, Thresholds
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2.2em } h3 { font-size: 1em; margin-bottom: 0.3em }
-table { border-collapse: collapse; font-size: 0.9em } th, td { padding: 0.25em 0.9em; text-align: right }
-th { border-bottom: 1px solid #999; font-weight: 600 } tr:nth-child(even) td { background: #f4f4f4 }
-th:first-child, td:first-child { text-align: left } img { max-width: 100% } p { max-width: 48em }
-"""
 PER_RUN = {
     "expert_load": ("Expert load per language", "Each row is a language and sums to 100 %."),
     "similarity": (
@@ -50,12 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write index.html with its pictures, and report.json with all numbers, on one training or several. A RUN is "
         "a folder that holds tensorboard/, and for all that can be shown corpus/, checkpoints/checkpoint_best.pt and "
-        "scores.json. Where routing.json is missing or older than the checkpoint it is counted first, on the "
-        "validation data."
+        "scores.json, or evaluation/ with it. Where routing.json is missing or older than the checkpoint it is counted "
+        "first, on the validation data."
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a training")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--corpus", type=Path, help="corpus folder of all runs (default: RUN/corpus)")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        help="corpus folder of all runs, for the sizes of directions (default: RUN/corpus, or as training logged)",
+    )
     add_threshold_arguments(parser)
 
 
@@ -68,9 +69,11 @@ def write_report(
         UserError: if a run is named twice or cannot be read (see `read_run`).
     """
     named = dict(zip(labels(folders), folders, strict=True))
-    runs = [read_run(folder, name, corpus or folder / "corpus", thresholds) for name, folder in named.items()]
+    runs = [read_run(folder, name, corpus, thresholds) for name, folder in named.items()]
     output.mkdir(parents=True, exist_ok=True)
     plot_learning_curves(runs, output / "learning_curves.png")
+    if any(run.trained(name).steps for run in runs for name in COURSE):
+        plot_course(runs, output / "course.png")
     if any(run.train for run in runs):
         plot_gaps(runs, output / "gaps.png")
     for run in runs:
@@ -83,7 +86,7 @@ def write_report(
     content = {"high_from": thresholds.high_from, "low_from": thresholds.low_from}
     numbers = finite({**content, "runs": {run.name: as_dict(run) for run in runs}})
     write_text(output / "report.json", json.dumps(numbers, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(output / "index.html", page(runs, thresholds, why))
+    write_text(output / "index.html", page(runs, thresholds, why, output))
 
 
 def picture(kind: str, run: Run) -> str:
@@ -100,17 +103,14 @@ def finite(value: Any) -> Any:
     return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def page(runs: Sequence[Run], thresholds: Thresholds, notes: Mapping[str, str]) -> str:
-    """The text of index.html."""
-    body = "\n".join([*overview(runs, thresholds), *over_fitting(runs), *pictures_of_runs(runs, notes)])
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Trainings</title>\n'
-        f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
-    )
+def page(runs: Sequence[Run], thresholds: Thresholds, notes: Mapping[str, str], folder: Path) -> str:
+    """The text of index.html, with the pictures that lie in `folder`."""
+    results = [*overview(runs, thresholds), *over_fitting(runs, folder)]
+    return document("Trainings", [*results, *course(runs, folder), *pictures_of_runs(runs, notes, folder)])
 
 
 def overview(runs: Sequence[Run], thresholds: Thresholds) -> Iterator[str]:
-    yield f"<h1>{'Training' if len(runs) == 1 else f'{len(runs)} trainings'}</h1>"
+    yield heading("Training" if len(runs) == 1 else f"{len(runs)} trainings", level=1)
     yield paragraph(
         f"A direction is high-resource from {thresholds.high_from:,} training pairs on, low-resource from "
         f"{thresholds.low_from:,} on, and very low-resource below. Figures of a bucket are means over its directions. "
@@ -120,7 +120,7 @@ def overview(runs: Sequence[Run], thresholds: Thresholds) -> Iterator[str]:
     for bucket in BUCKETS:
         members = [run for run in runs if run.members(bucket)]
         if members:
-            yield f"<h2>{BUCKET_TITLES[bucket].capitalize()} directions</h2>"
+            yield heading(f"{BUCKET_TITLES[bucket].capitalize()} directions")
             yield table(TABLE_HEADER, [[run.name, *figures(run, bucket)] for run in members])
 
 
@@ -141,10 +141,10 @@ def figures(run: Run, bucket: str) -> list[str]:
     return [*cells, number(loss), f"{update:,}", number(run.mean_chrf(bucket), 1)]
 
 
-def over_fitting(runs: Sequence[Run]) -> Iterator[str]:
-    yield "<h2>Learning curves</h2>"
-    yield image("learning_curves.png")
-    yield "<h2>Over-fitting</h2>"
+def over_fitting(runs: Sequence[Run], folder: Path) -> Iterator[str]:
+    yield heading("Learning curves")
+    yield image(folder / "learning_curves.png")
+    yield heading("Over-fitting")
     yield paragraph(
         "A model over-fits a direction where it predicts the sentences that it was trained on better than others: the "
         "gap, loss on valid minus loss on train, grows, and the validation loss rises again after its lowest point."
@@ -161,10 +161,47 @@ def over_fitting(runs: Sequence[Run]) -> Iterator[str]:
     if silent := [run.name for run in runs if not run.train]:
         yield paragraph(f"No training loss per direction was logged, so there is no gap: {', '.join(silent)}.")
     if probed or logged:
-        yield image("gaps.png")
+        yield image(folder / "gaps.png")
 
 
-def pictures_of_runs(runs: Sequence[Run], notes: Mapping[str, str]) -> Iterator[str]:
+def course(runs: Sequence[Run], folder: Path) -> Iterator[str]:
+    """The section on speed, memory and routing over the training, of the runs that logged something of it."""
+    logged = [run for run in runs if any(run.trained(name).steps for name in COURSE)]
+    if not logged:
+        return
+    yield heading("Course of the training")
+    yield paragraph(
+        "Speed is the median over the lines of the log, time includes validation, memory is the peak of the GPU or, on "
+        "CPUs, of the process. Entropy and load are those of the last line."
+    )
+    yield table(COURSE_HEADER, [[run.name, *course_figures(run)] for run in logged])
+    if any(run.phases for run in logged):
+        yield paragraph("In the pictures of curves dotted lines stand where the phases of a curriculum begin.")
+    yield image(folder / "course.png")
+
+
+COURSE_HEADER = ("run", "updates", "time, h:mm", "target tokens/s", "memory, GB", "entropy, nats", "load (1: even)")
+
+
+def course_figures(run: Run) -> list[str]:
+    """The cells of a run in the table of the course."""
+    speed, minutes = run.trained("wps").values, last(run.trained("wall"), 1 / 60)
+    return [
+        f"{max(run.trained('loss').steps, default=run.last_update):,}",
+        "–" if minutes is None else f"{int(minutes) // 60}:{int(minutes) % 60:02}",
+        f"{statistics.median(speed):,.0f}" if speed else "–",
+        number(last(run.trained("memory_gb")), 2),
+        number(last(run.trained("moe_entropy"))),
+        number(last(run.trained("moe_balance")), 2),
+    ]
+
+
+def last(curve: Curve, scale: float = 1) -> float | None:
+    """The last value of a curve, scaled; None of an empty one."""
+    return curve.values[-1] * scale if curve.values else None
+
+
+def pictures_of_runs(runs: Sequence[Run], notes: Mapping[str, str], folder: Path) -> Iterator[str]:
     used = [run for run in runs if run.routing and run.routing.used]
     shown = {
         "expert_load": used,
@@ -173,29 +210,11 @@ def pictures_of_runs(runs: Sequence[Run], notes: Mapping[str, str]) -> Iterator[
     }
     for kind, (title, caption) in PER_RUN.items():
         if shown[kind]:
-            yield f"<h2>{title}</h2>\n{paragraph(caption)}"
+            yield heading(title)
+            yield paragraph(caption)
             for run in shown[kind]:
-                yield f"<h3>{html.escape(run.name)}</h3>\n{image(picture(kind, run))}"
+                yield heading(run.name, level=3)
+                yield image(folder / picture(kind, run))
     if silent := [run.name for run in runs if not run.routing]:
-        yield "<h2>Without pictures of their routing</h2>"
+        yield heading("Without pictures of their routing")
         yield from (paragraph(f"{name}: {notes.get(name, 'no routing.json.')}") for name in silent)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in header)]
-    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    return "<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
-
-
-def paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
-
-
-def image(name: str) -> str:
-    from urllib.parse import quote
-
-    return f'<img src="{quote(name)}" alt="{html.escape(name)}">'
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

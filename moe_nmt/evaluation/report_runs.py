@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moe_nmt.data import Corpus, Direction
 from moe_nmt.errors import UserError
-from moe_nmt.evaluation.curves import Curve, read_curves
+from moe_nmt.evaluation.curves import Curve, read_curves, read_training_pairs
 from moe_nmt.evaluation.expert_load import ExpertLoad, read_expert_load
 from moe_nmt.evaluation.results import BUCKETS, Thresholds
 
@@ -70,6 +70,16 @@ class Run:
         valid = self.curves["valid"]
         return lowest(valid["nll_loss" if "best_nll_loss" in valid else "loss"])[1]
 
+    @property
+    def phases(self) -> dict[int, int]:
+        """The phases of a curriculum after the first, and the update after which each begins."""
+        readings = [self.curves.get(subset, {}).get("curriculum_phase") for subset in ("train_inner", "train")]
+        return phase_starts([curve for curve in readings if curve])
+
+    def trained(self, name: str) -> Curve:
+        """A figure that training logged between two lines of the log, empty where it did not."""
+        return self.curves.get("train_inner", {}).get(name, Curve([], []))
+
     def members(self, bucket: str) -> list[Direction]:
         """The directions of a bucket, the largest first."""
         return [direction for direction in self.pairs if self.buckets[direction] == bucket]
@@ -96,12 +106,14 @@ def labels(folders: Sequence[Path]) -> list[str]:
     raise UserError(f"one of the runs {', '.join(map(str, folders))} is named twice: name each once.")
 
 
-def read_run(folder: Path, name: str, corpus: Path, thresholds: Thresholds) -> Run:
-    """Read FOLDER/tensorboard, and where they exist FOLDER/scores.json and FOLDER/routing.json.
+def read_run(folder: Path, name: str, corpus: Path | None, thresholds: Thresholds) -> Run:
+    """Read FOLDER/tensorboard, and where they exist FOLDER/routing.json and the scores (see `read_chrf`).
+
+    The training pairs are those of `corpus`, or else of FOLDER/corpus, or as the training logged them.
 
     Raises:
-        UserError: if there are no curves, none of them is the validation loss of a direction, the corpus lacks a
-            direction, or a file holds something else than its name says.
+        UserError: if there are no curves, none of them is the validation loss of a direction, the training pairs of a
+            direction are unknown, or a file holds something else than its name says.
     """
     curves = read_curves(folder)
     valid = by_direction(curves.get("valid", {}))
@@ -110,8 +122,7 @@ def read_run(folder: Path, name: str, corpus: Path, thresholds: Thresholds) -> R
             f"{folder} has no validation loss of a direction: train with --task multilingual_translation_moe "
             "--criterion moe_label_smoothed_cross_entropy, and with validation."
         )
-    sizes = Corpus.open(corpus)
-    counts = {direction: sizes.counts(direction)["train"] for direction in valid}
+    counts = training_pairs(folder, corpus, valid)
     pairs = dict(sorted(counts.items(), key=lambda item: -item[1]))
     if PROBE in curves:
         train = by_direction(curves[PROBE])
@@ -128,9 +139,34 @@ def read_run(folder: Path, name: str, corpus: Path, thresholds: Thresholds) -> R
         buckets={direction: thresholds.bucket(count) for direction, count in pairs.items()},
         train=train,
         valid=valid,
-        chrf=read_chrf(folder / "scores.json"),
+        chrf=read_chrf(folder),
         routing=read_expert_load(routing) if routing.is_file() else None,
     )
+
+
+def training_pairs(folder: Path, corpus: Path | None, directions: Collection[Direction]) -> dict[Direction, int]:
+    """The training pairs of each direction (see `read_run`)."""
+    if corpus or (folder / "corpus").is_dir():
+        sizes = Corpus.open(corpus or folder / "corpus")
+        return {direction: sizes.counts(direction)["train"] for direction in directions}
+    logged = read_training_pairs(folder)
+    for direction in directions:
+        if direction not in logged:
+            raise UserError(
+                f"the training pairs of {direction} are unknown: {folder} has no folder corpus, and its curves do not "
+                "say them; name the corpus folder with --corpus."
+            )
+    return {direction: logged[direction] for direction in directions}
+
+
+def phase_starts(readings: Collection[Curve]) -> dict[int, int]:
+    """Each phase after the first and the last update before it, out of readings of `curriculum_phase`.
+
+    Exact where one of the curves has a reading at the end of every phase, as that of the subset `train`.
+    """
+    points = [point for curve in readings for point in zip(curve.steps, curve.values, strict=True)]
+    phases = sorted({int(phase) for _, phase in points})[1:]
+    return {phase: max(step for step, value in points if value < phase) for phase in phases}
 
 
 def by_direction(scalars: Mapping[str, Curve]) -> dict[Direction, Curve]:
@@ -139,15 +175,17 @@ def by_direction(scalars: Mapping[str, Curve]) -> dict[Direction, Curve]:
     return {Direction.parse(n.removeprefix(prefix)): curve for n, curve in scalars.items() if n.startswith(prefix)}
 
 
-def read_chrf(path: Path) -> dict[Direction, float]:
-    """chrF++ per direction out of what `moe-nmt score --json` wrote; none if there is no such file."""
-    if not path.is_file():
+def read_chrf(folder: Path) -> dict[Direction, float]:
+    """chrF++ per direction out of FOLDER/scores.json, else FOLDER/evaluation/scores.json; none if there is neither."""
+    paths = [path / "scores.json" for path in (folder, folder / "evaluation")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return {}
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))["directions"]
         return {Direction.parse(direction): float(score["chrf++"]) for direction, score in scores.items()}
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} holds no scores: write it with moe-nmt score TRANSLATIONS --json.") from None
+        raise UserError(f"{path} holds no scores: write it with moe-nmt evaluate, or moe-nmt score --json.") from None
 
 
 def between(readings: Curve, steps: Sequence[int]) -> Curve:
@@ -219,6 +257,7 @@ def as_dict(run: Run) -> dict[str, object]:
         "train_loss": PROBE if run.probed else "train_inner",
         "best_update": run.best_update,
         "last_update": run.last_update,
+        "curriculum_phases": run.phases,
         "buckets": {
             bucket: {
                 "directions": [str(direction) for direction in run.members(bucket)],

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,7 +39,10 @@ class MoELabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCrite
         },
     )
     moe_log_per_layer: bool = field(
-        default=False, metadata={"help": "log routing statistics of every layer, not only their mean over the layers"}
+        default=False,
+        metadata={
+            "help": "log routing statistics of every layer, not only their mean over the layers, and each expert's load"
+        },
     )
     log_interval: int = II("common.log_interval")
 
@@ -48,10 +51,9 @@ class MoELabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCrite
 class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross entropy + sum over routing losses of weight * loss, per target token.
 
-    Logs, beside fairseq's figures: each routing loss, and entropy, overflow, balance and number of unused experts (see
-    `RoutingSummary`) and the mean gate of branches that have one, averaged over layers and batches, and the loss of
-    every direction. In training only `REPORTS_PER_LOG` of the updates between two lines of the log report on these; the
-    others do not compute what only a log wants.
+    Logs, beside fairseq's figures: each routing loss, the figures of `RoutingSummary` and the mean gate of branches
+    that have one, averaged over layers and batches, and the loss of every direction. In training only `REPORTS_PER_LOG`
+    of the updates between two lines of the log report on these; the others do not compute what only a log wants.
     """
 
     def __init__(
@@ -118,14 +120,17 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         return {name: self.routing_losses[name]([record for _, record in records]) for name in names}
 
     def routing_log(self, records: list[LayerRecord], routing_losses: dict[str, Tensor]) -> dict[str, Tensor | int]:
-        """Sums over batches, for `reduce_metrics` to divide by `moe_batches`."""
+        """Sums over batches, for `reduce_metrics` to divide by `moe_batches`; loads are float [E], all else scalar."""
         log: dict[str, Tensor | int] = {"moe_batches": 1}
         log |= {f"moe_{name}_loss": value.data for name, value in routing_losses.items()}
-        summaries = {layer: asdict(summarize(record.routing)) for layer, record in records}
-        for name in ("entropy", "overflow", "balance", "unused"):
-            log[f"moe_{name}"] = torch.stack([summary[name] for summary in summaries.values()]).mean()
+        summaries = {layer: summarize(record.routing) for layer, record in records}
+        for name in ("entropy", "overflow", "balance", "max_load", "unused"):
+            values = {layer: getattr(summary, name) for layer, summary in summaries.items()}
+            log[f"moe_{name}"] = torch.stack([*values.values()]).mean()
             if self.log_per_layer:
-                log |= {f"moe_{name}_{layer}": summary[name] for layer, summary in summaries.items()}
+                log |= {f"moe_{name}_{layer}": value for layer, value in values.items()}
+        if self.log_per_layer:
+            log |= {f"moe_load/{layer}": summary.share_E for layer, summary in summaries.items()}
         gates = {layer: record.gate.gate_N.detach().mean() for layer, record in records if record.gate is not None}
         if gates:
             if "gate_budget" not in self.routing_losses:
@@ -154,8 +159,9 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         super().reduce_metrics(logging_outputs)
         batches = sum(log.get("moe_batches", 0) for log in logging_outputs)
         for key in _routing_keys(logging_outputs):
-            total = sum(log.get(key, 0) for log in logging_outputs)
-            metrics.log_scalar(key, total / batches, batches, round=3)
+            mean = sum(log.get(key, 0) for log in logging_outputs) / batches
+            for name, value in _scalars(key, mean):
+                metrics.log_scalar(name, value, batches, round=3)
 
 
 @functools.cache
@@ -167,3 +173,11 @@ def warn_of_gates_without_budget() -> None:
 def _routing_keys(logging_outputs: list[dict[str, Any]]) -> Iterator[str]:
     keys = dict.fromkeys(key for log in logging_outputs for key in log if key.startswith("moe_"))
     return (key for key in keys if key != "moe_batches")
+
+
+def _scalars(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A figure under its name, or those of a vector under the name and their place."""
+    if torch.is_tensor(value) and value.dim():
+        yield from ((f"{key}/{place}", element) for place, element in enumerate(value.tolist()))
+    else:
+        yield key, value

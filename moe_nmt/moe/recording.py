@@ -50,13 +50,16 @@ class RoutingSummary:
 
     `entropy`: mean entropy of the routing probabilities, in nats. `overflow`: share of the assignments that was
     dropped for lack of capacity, 0 to 1. `balance`: E * sum of squared shares of the load, 1 when uniform, E when one
-    expert has it all. `unused`: number of experts without an assignment.
+    expert has it all. `max_load`: the largest of these shares. `unused`: number of experts without an assignment.
+    `share_E`: each expert's share of the load, float [E].
     """
 
     entropy: Tensor
     overflow: Tensor
     balance: Tensor
+    max_load: Tensor
     unused: Tensor
+    share_E: Tensor
 
 
 @torch.no_grad()
@@ -72,7 +75,9 @@ def summarize(routing: Routing) -> RoutingSummary:
         entropy=entropy_N.sum() / max(num_tokens(routing), 1),
         overflow=dropped / (total + dropped).clamp(min=1),
         balance=load_E.numel() * share_E.square().sum(),
+        max_load=share_E.max(),
         unused=(load_E == 0).sum() * nonempty,
+        share_E=share_E,
     )
 
 

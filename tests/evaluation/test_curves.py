@@ -6,8 +6,10 @@ import sys
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from moe_nmt.data import Direction
 from moe_nmt.errors import UserError
-from moe_nmt.evaluation.curves import Curve, read_curves
+from moe_nmt.evaluation.curves import Curve, read_curves, read_training_pairs
+from moe_nmt.evaluation.scalars import read_directions, scalars_table, write_directions
 
 
 def write(folder, start, **curves):
@@ -63,6 +65,34 @@ def test_damaged_files_cost_only_what_is_damaged(tmp_path):
     assert read_curves(tmp_path)["valid"]["loss"] == Curve(
         [*steps, 200], [*[5.0] * 20, 3.0, *[5.0] * (len(steps) - 21), 2.0]
     )
+
+
+def test_training_pairs_are_those_of_the_last_session(tmp_path):
+    for start, count in ((2000, 7), (1000, 600)):
+        with SummaryWriter(tmp_path / "train", filename_suffix=f".{start}") as writer:
+            pairs = {Direction("eng", "deu"): count, Direction("deu", "eng"): 5}
+            table = write_directions(pairs, dict.fromkeys(pairs, "low"))
+            writer.add_text("directions", table, walltime=start)
+    assert read_training_pairs(tmp_path) == {Direction("eng", "deu"): 7, Direction("deu", "eng"): 5}
+
+
+@pytest.mark.parametrize("subset", ["train", "valid"])
+def test_a_training_that_logged_no_directions_has_no_training_pairs(tmp_path, subset):
+    write(tmp_path / subset, 0, loss={1: 1.0})
+    assert read_training_pairs(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "rubbish", "a\nb\n| eng-deu | many | low |", "a\nb\n| eng | 5 | low |", "a\nb\n|c|"]
+)
+def test_what_is_no_table_of_directions_has_none(text):
+    assert read_directions(text) == {}
+
+
+def test_the_table_of_names_is_whole():
+    lines = scalars_table().splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| `nll_loss`, `ppl` |" in scalars_table()
 
 
 def test_a_folder_without_curves_is_refused(tmp_path):

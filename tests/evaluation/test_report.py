@@ -1,6 +1,9 @@
 """`moe-nmt report` on small trainings whose numbers are known: what it computes, writes, says and refuses."""
 
+import base64
 import json
+import re
+import shutil
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
@@ -10,7 +13,16 @@ from moe_nmt.data import Corpus, Direction
 from moe_nmt.errors import UserError
 from moe_nmt.evaluation.curves import Curve
 from moe_nmt.evaluation.expert_load import ExpertLoad, read_expert_load, write_expert_load
-from moe_nmt.evaluation.report_runs import between, by_similarity, labels, mean, shown_layers, similarity
+from moe_nmt.evaluation.report_runs import (
+    between,
+    by_similarity,
+    labels,
+    mean,
+    phase_starts,
+    shown_layers,
+    similarity,
+)
+from moe_nmt.evaluation.scalars import write_directions
 
 PAIRS = {"eng-deu": 6000, "deu-eng": 6000, "eng-kat": 500}
 VALID = {
@@ -61,6 +73,11 @@ def report(tmp_path):
     return write
 
 
+def row(*cells):
+    """A row of a table as it stands in the page."""
+    return "<tr>" + "".join(f'<td dir="auto">{cell}</td>' for cell in cells) + "</tr>"
+
+
 def test_losses_and_gaps_of_directions_and_buckets(run, report):
     numbers, page, _ = report(run)
     found = numbers["runs"]["moe & co"]
@@ -82,7 +99,7 @@ def test_losses_and_gaps_of_directions_and_buckets(run, report):
     assert high["end"] == {"train": 1.125, "valid": 3.0, "gap": 1.875}
     assert found["curves"]["train_inner"]["nll_loss_eng-kat"] == {"steps": [100, 180], "values": [6.0, 3.0]}
     cells = ("moe &amp; co", "200", "2.500", "0.750", "300", "3.000", "1.875", "2.500", "200", "–")
-    assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in page
+    assert row(*cells) in page and "Course of the training" not in page
     assert "under dropout" in page and "moe &amp; co: no routing.json." in page
 
 
@@ -115,8 +132,70 @@ def test_every_picture_of_the_page_is_there(run, report):
     kinds = ("expert_load", "similarity", "gates")
     pictures = {"learning_curves.png", "gaps.png", *(f"{kind}.moe & co.png" for kind in kinds)}
     assert {path.name for path in output.iterdir()} == pictures | {"index.html", "report.json"}
-    assert page.count("<img ") == 5 and 'src="gates.moe%20%26%20co.png"' in page
-    assert all((output / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    for name in pictures:
+        picture = (output / name).read_bytes()
+        assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in page
+    assert page.count("<img ") == 5
+
+
+def write_scalars(run, subset, **scalars):
+    with SummaryWriter(run / "tensorboard" / subset) as writer:
+        for name, points in scalars.items():
+            for step, value in points.items():
+                writer.add_scalar(name, value, step)
+
+
+def test_speed_memory_routing_and_phases_over_the_training(run, report, tmp_path):
+    write_scalars(
+        run,
+        "train_inner",
+        loss={90: 3.0, 180: 2.0, 330: 1.0},
+        wps={90: 900.0, 180: 3000.0, 330: 1100.0},
+        wall={90: 60.0, 180: 120.0, 330: 7380.0},
+        memory_gb={90: 1.0, 180: 2.25, 330: 2.25},
+        moe_entropy={90: 1.5, 180: 1.25, 330: 0.75},
+        moe_balance={90: 1.5, 180: 1.25, 330: 1.0625},
+        curriculum_phase={90: 1.0, 180: 2.0, 330: 3.0},
+    )
+    write_scalars(run, "train", curriculum_phase={100: 1.0, 250: 2.0})
+    dense = tmp_path / "dense"
+    write_curves(dense, {"valid": {"eng-kat": {100: 7.0}, "loss": {100: 9.0}}})
+    write_scalars(dense, "train_inner", loss={150: 2.0}, wps={150: 5000.0})
+    numbers, page, output = report(run, dense, "--corpus", run / "corpus")
+    assert row("moe &amp; co", "330", "2:03", "1,100", "2.25", "0.750", "1.06") in page
+    assert row("dense", "150", "–", "5,000", "–", "–", "–") in page
+    assert numbers["runs"]["moe & co"]["curriculum_phases"] == {"2": 100, "3": 250}
+    assert numbers["runs"]["dense"]["curriculum_phases"] == {}
+    assert "dotted lines" in page and (output / "course.png").is_file()
+
+
+def test_a_phase_begins_after_the_last_update_before_it():
+    inner = Curve([100, 200, 300, 400], [1.0, 1.0, 2.0, 4.0])
+    assert phase_starts([inner]) == {2: 200, 4: 300}
+    assert phase_starts([inner, Curve([250, 350], [1.0, 2.0])]) == {2: 250, 4: 350}
+    assert phase_starts([Curve([5], [2.0])]) == phase_starts([]) == {}
+
+
+def test_without_a_corpus_the_training_pairs_are_those_that_were_logged(run, report, capsys):
+    shutil.rmtree(run / "corpus")
+    logged = {Direction.parse(pair): 7 * count for pair, count in PAIRS.items()}
+    for pairs in ({}, dict(list(logged.items())[:2]), logged):
+        with SummaryWriter(run / "tensorboard" / "train") as writer:
+            writer.add_text("directions", write_directions(pairs, dict.fromkeys(pairs, "low")))
+        if pairs != logged:
+            assert main(["report", str(run), "--output", str(run / "report")]) == 2
+            assert re.search(
+                r"the training pairs of (deu-eng|eng-kat) are unknown: .* --corpus", capsys.readouterr().err
+            )
+    found = report(run)[0]["runs"]["moe & co"]
+    assert {pair: row["training_pairs"] for pair, row in found["directions"].items()} == {
+        "eng-deu": 42000,
+        "deu-eng": 42000,
+        "eng-kat": 3500,
+    }
+    assert found["directions"]["eng-kat"]["bucket"] == "low"
+    assert main(["report", str(run), "--output", str(run / "report"), "--corpus", str(run / "corpus")]) == 2
+    assert "corpus is no corpus" in capsys.readouterr().err
 
 
 def test_two_runs_on_one_corpus(run, report, tmp_path):
@@ -126,7 +205,14 @@ def test_two_runs_on_one_corpus(run, report, tmp_path):
     assert list(numbers["runs"]) == ["moe & co", "dense"]
     assert numbers["runs"]["dense"]["buckets"]["very_low"]["valid_curve"]["values"] == [None, 6.0]
     assert numbers["runs"]["dense"]["directions"]["eng-kat"]["lowest_valid"] == [6.0, 200]
-    assert page.count("<td>dense</td>") == 1
+    assert page.count('<td dir="auto">dense</td>') == 1
+
+
+def test_scores_of_an_evaluation_are_found(run, report):
+    (run / "evaluation").mkdir()
+    for path, chrf in ((run / "evaluation", 30.0), (run, 40.0)):
+        (path / "scores.json").write_text(json.dumps({"directions": {"eng-kat": {"chrf++": chrf}}}))
+        assert report(run)[0]["runs"]["moe & co"]["directions"]["eng-kat"]["chrf++"] == chrf
 
 
 def test_cosine_similarity_by_hand():
