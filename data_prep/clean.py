@@ -13,11 +13,10 @@ from pathlib import Path
 from data_prep.clean_plan import Plan
 from data_prep.clean_report import write_report
 from data_prep.cleaning import Outcome, clean_text
-from data_prep.collected import MAIN
 from data_prep.config import read_config
 from data_prep.filters import FILTERS
 from data_prep.steps import Stamp, add_corpus, add_workers, command, run, say
-from moe_nmt.data import SPLITS, Corpus, CorpusError, Direction
+from moe_nmt.data import MAIN, SPLITS, Corpus, CorpusError, Direction
 from moe_nmt.data.text import read_lines
 from moe_nmt.registry import Spec, parse_list
 

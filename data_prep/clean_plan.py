@@ -7,14 +7,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
 
-import moe_nmt
-from data_prep.collected import MAIN, Part, read_parts
+from data_prep.collected import Part, read_parts
 from data_prep.filters import FILTERS, Duplicates
-from moe_nmt.data import SPLITS, Corpus, CorpusError, Direction
+from moe_nmt.data import MAIN, SPLITS, Corpus, CorpusError, Direction
 from moe_nmt.registry import Spec
 
 TRAIN, *HELD_OUT = SPLITS
@@ -87,7 +87,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """A name for all that the result depends on."""
-        facts = [moe_nmt.__version__, pl.__version__, *(f"{name}={spec}" for name, spec in self.steps)]
+        facts = [version("moe_nmt"), pl.__version__, *(f"{name}={spec}" for name, spec in self.steps)]
         for part in self.parts:
             stats = [path.stat() for path in part.paths(self.corpus)]
             facts += [str(part), *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)]

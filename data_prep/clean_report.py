@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.clean_plan import TRAIN, Plan
 from data_prep.cleaning import Outcome
+from data_prep.tables import as_markdown
 from moe_nmt.data.text import write_text
 from moe_nmt.evaluation.plots import grid, save, tidy
 
@@ -89,13 +90,13 @@ def markdown(plan: Plan, outcomes: Sequence[Outcome]) -> str:
         "# What became of the collected lines",
         INTRODUCTION,
         f"## Filters\n\nOf {lines:,} lines for training {found['kept']:,} are kept ({share(found['kept'], lines)}).",
-        table(["filter", "edited", "fell", "of all lines"], filters),
+        as_markdown([["filter", "edited", "fell", "of all lines"], *filters]).strip(),
         "## Texts",
         counts(plan, outcomes, "text", by_text(outcomes)),
         "## Sources",
         counts(plan, outcomes, "source", sources),
         "## Examples of what fell",
-        table(["text", "filter", "source", "target"], examples(training), numbers="---"),
+        as_markdown([["text", "filter", "source", "target"], *examples(training)]).strip(),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -107,7 +108,7 @@ def counts(plan: Plan, outcomes: Sequence[Outcome], title: str, groups: Mapping[
     for name, members in [*groups.items(), ("all", outcomes)]:
         lines, found = sum(outcome.part.lines for outcome in members), fates(members)
         rows.append([name, f"{lines:,}", *(f"{found[column]:,}" for column in columns), share(found["kept"], lines)])
-    return table([title, "lines", *columns, "kept, %"], rows)
+    return as_markdown([[title, "lines", *columns, "kept, %"], *rows]).strip()
 
 
 def examples(outcomes: Sequence[Outcome], each: int = 3) -> list[list[str]]:
@@ -131,11 +132,6 @@ def cell(text: str, longest: int = 120) -> str:
 
 def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: str = "---:") -> str:
-    rule = ["---", *[numbers] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def plot(plan: Plan, outcomes: Sequence[Outcome], path: Path) -> None:

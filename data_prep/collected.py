@@ -21,7 +21,6 @@ from moe_nmt.data.text import drafting, write_text
 os.environ.setdefault("POLARS_MAX_THREADS", "1")  # parts and chunks are worked on by processes side by side
 import polars as pl
 
-MAIN = "main"
 CHUNK_PAIRS = 100_000
 CHUNK_BYTES = 32 << 20
 SCHEMA = {"source": pl.String, "target": pl.String}

@@ -1,4 +1,4 @@
-"""Cuts the text of a corpus into its SentencePiece pieces; may drop training pairs that are too long or too unlike."""
+"""Cuts the text of a corpus into its subwords; may drop training pairs that are too long or too unlike."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import sentencepiece
-
+from data_prep.corpora import Text, open_corpora, texts
+from data_prep.counting import Counting, SplitCounts, as_json, counts_path, symbols_of
+from data_prep.fertility import write_fertility
 from data_prep.steps import Progress, Stamp, add_corpus, add_workers, at_least_one, command, outdated, run, side_by_side
-from moe_nmt.data import Corpus, CorpusError, Direction
-from moe_nmt.data.text import read_pair, rewriting
+from data_prep.subwords import Subwords, load_subwords
+from moe_nmt.data import MAIN, Corpus, CorpusError, Direction
+from moe_nmt.data.text import read_pair, rewriting, write_text
 
 STEP = "encode"
-BATCH = 10_000  # lines handed to SentencePiece at once
+BATCH = 10_000  # lines cut at once
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def encode(args: argparse.Namespace) -> None:
-    """Writes CORPUS/encoded; CorpusError where the raw text or the subwords do not allow it."""
-    corpus = Corpus.open(args.corpus)
-    if not corpus.model.is_file():
-        raise CorpusError(f"{corpus.model} is missing: run data_prep/learn_subwords.sh {corpus.folder} first")
+    """Writes CORPUS/encoded and CORPUS/reports/subwords.*; CorpusError where raw text or subwords do not allow it."""
+    corpora = open_corpora(args.corpus)
+    load_subwords(corpora[MAIN])
     limits = Limits(args.max_pieces, args.max_ratio)
-    waiting = outdated(STEP, {pair: _stamp(corpus, limits, pair) for pair in corpus.pairs})
-    progress = Progress(STEP, {pair: sum(corpus.pair_counts(pair).values()) for pair in waiting})
-    for pair, result in side_by_side(partial(encode_pair, corpus, limits), waiting, args.workers):
-        progress.finish(pair, result)
+    waiting = outdated(STEP, {text: _stamp(corpora[text.kind], limits, text.pair) for text in texts(corpora)})
+    progress = Progress(STEP, {text: sum(corpora[text.kind].pair_counts(text.pair).values()) for text in waiting})
+    for text, result in side_by_side(partial(encode_text, corpora, limits), waiting, args.workers):
+        progress.finish(text, result)
+    print(write_fertility(corpora))
 
 
 def _stamp(corpus: Corpus, limits: Limits, pair: Direction) -> Stamp:
@@ -62,47 +64,50 @@ def _stamp(corpus: Corpus, limits: Limits, pair: Direction) -> Stamp:
         stage: [p for split in corpus.splits(pair) for p in corpus.sides(stage, split, pair)]
         for stage in ("raw", "encoded")
     }
-    return Stamp.of(corpus, f"{STEP}.{pair}", asdict(limits), [corpus.model, *sides["raw"]], sides["encoded"])
+    inputs = [corpus.model, corpus.dictionary, *sides["raw"]]
+    return Stamp.of(corpus, f"{STEP}.{pair}", asdict(limits), inputs, [*sides["encoded"], counts_path(corpus, pair)])
 
 
-def encode_pair(corpus: Corpus, limits: Limits, pair: Direction) -> str:
+def encode_text(corpora: dict[str, Corpus], limits: Limits, text: Text) -> str:
     """Encodes all splits of a language pair and says how many training pairs stayed."""
+    corpus, pair = corpora[text.kind], text.pair
     corpus.check_text(pair)
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(corpus.model))
-    kept = {}
+    subwords = load_subwords(corpus)
+    splits = corpus.splits(pair)
     with _stamp(corpus, limits, pair).renewing():
-        for split in corpus.splits(pair):
-            kept[split] = encode_split(corpus, processor, split, pair, limits if split == "train" else None)
-    train = corpus.pair_counts(pair)["train"]
-    return f"{kept.get('train', 0):,} training pairs kept, {train - kept.get('train', 0):,} dropped"
+        counts = {
+            split: encode_split(corpus, subwords, split, pair, limits if split == "train" else None) for split in splits
+        }
+        write_text(counts_path(corpus, pair), as_json(counts))
+    if "train" not in counts:
+        return "held-out text only"
+    return f"{counts['train'].kept:,} training pairs kept, {counts['train'].lines - counts['train'].kept:,} dropped"
 
 
-def encode_split(
-    corpus: Corpus,
-    processor: sentencepiece.SentencePieceProcessor,
-    split: str,
-    pair: Direction,
-    limits: Limits | None,
-) -> int:
-    """Encodes one split of a language pair, all of it or what is within the limits; returns how many pairs stayed."""
-    kept = 0
+def encode_split(corpus: Corpus, subwords: Subwords, split: str, pair: Direction, limits: Limits | None) -> SplitCounts:
+    """Encodes one split of a language pair, all of it or what is within the limits; returns what it counted."""
+    lines = 0
+    counting = Counting(), Counting()
     with rewriting(*corpus.sides("encoded", split, pair)) as files:
-        for sides in _encoded(processor, read_pair(*corpus.sides("raw", split, pair))):
+        for texts, sides in _encoded(subwords, read_pair(*corpus.sides("raw", split, pair))):
+            lines += 1
             if limits is None or limits.keep(*map(len, sides)):
-                kept += 1
-                for file, pieces in zip(files, sides, strict=True):
+                for file, counts, line, pieces in zip(files, counting, texts, sides, strict=True):
                     file.write(" ".join(pieces) + "\n")
-        if not kept:
+                    counts.add(line, pieces)
+        if not counting[0].sentences:
             raise CorpusError(f"no {split} pair of {pair} is within {limits}: raise --max-pieces or --max-ratio")
-    return kept
+    symbols = symbols_of(corpus.dictionary)
+    figures = [counts.figures(symbols) for counts in counting]
+    return SplitCounts(lines, dict(zip((pair.source, pair.target), figures, strict=True)))
 
 
 def _encoded(
-    processor: sentencepiece.SentencePieceProcessor, pairs: Iterator[tuple[str, str]]
-) -> Iterator[tuple[list[str], list[str]]]:
+    subwords: Subwords, pairs: Iterator[tuple[str, str]]
+) -> Iterator[tuple[tuple[str, str], tuple[list[str], list[str]]]]:
     while batch := list(itertools.islice(pairs, BATCH)):
-        first, second = (processor.encode(list(side), out_type=str) for side in zip(*batch, strict=True))
-        yield from zip(first, second, strict=True)
+        first, second = (subwords.encode(side) for side in zip(*batch, strict=True))
+        yield from zip(batch, zip(first, second, strict=True), strict=True)
 
 
 def main() -> int:

@@ -1,30 +1,37 @@
-"""Learns the joint SentencePiece vocabulary of a corpus, and writes it as a fairseq dictionary too."""
+"""Learns the joint subwords of a corpus, and writes the fairseq dictionary of them and of the tags of data."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import sentencepiece
-
+from data_prep.corpora import open_corpora
 from data_prep.steps import Stamp, add_corpus, at_least_one, command, run, say
-from moe_nmt.data import Corpus, CorpusError, allot, temperature_shares
+from data_prep.subwords import fastbpe, sentence_pieces
+from data_prep.subwords.symbols import FAIRSEQ, data_tag, language_tag, parse_kinds
+from moe_nmt.data import MAIN, Corpus, CorpusError, allot, temperature_shares
 from moe_nmt.data.text import drafting, read_lines
 
 STEP = "learn_subwords"
-SETTINGS = (
-    *("vocab_size", "model_type", "temperature", "sample_lines"),
-    *("character_coverage", "byte_fallback", "normalization", "seed"),
-)
-THREADS = 16  # SentencePiece adds up by thread: a fixed number gives the same vocabulary on every machine.
+OF_SENTENCEPIECE = {
+    "model_type": "unigram",
+    "character_coverage": 1.0,
+    "byte_fallback": False,
+    "normalization": "identity",
+}
+SETTINGS = ("bpe", "vocab_size", "temperature", "sample_lines", "seed", *OF_SENTENCEPIECE)
+FILES = {"sentencepiece": ("spm.model", "spm.vocab"), "fastbpe": ("bpe.codes", "bpe.vocab")}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this step, none of which another step has."""
-    parser.add_argument("--vocab-size", type=at_least_one, default=8000, metavar="N", help="pieces, joint")
+    parser.add_argument("--bpe", choices=FILES, default="sentencepiece", help="what cuts text: raw text, or words")
+    parser.add_argument(
+        "--vocab-size", type=at_least_one, default=8000, metavar="N", help="pieces, joint; of fastbpe, merges"
+    )
     parser.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram", help="how pieces are learnt")
     parser.add_argument(
         "--temperature",
@@ -45,15 +52,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="SentencePiece's rule; NFKC folds full-width signs, so that no translation into Chinese or Japanese can "
         "equal a reference as it is written",
     )
+    parser.add_argument(
+        "--data-tags",
+        default="",
+        metavar="KIND,…",
+        help="kinds of data to reserve tags for, beside those in CORPUS/extra",
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the sample")
 
 
 def learn_subwords(args: argparse.Namespace) -> None:
     """Writes CORPUS/subwords; CorpusError where the raw text or the settings do not allow it."""
-    corpus = Corpus.open(args.corpus)
-    stamp = _stamp(corpus, args)
+    corpora = open_corpora(args.corpus)
+    corpus = corpora.pop(MAIN)
+    check_options(args)
+    tags = [data_tag(kind) for kind in dict.fromkeys([*corpora, *parse_kinds(args.data_tags)])]
+    stamp = _stamp(corpus, args, tags)
     if stamp.is_current():
-        say(STEP, f"{corpus.model} is up to date, skipped")
+        say(STEP, f"{stamp.outputs[0]} is up to date, skipped")
         return
     for number, pair in enumerate(corpus.pairs, start=1):
         say(STEP, f"checking the text of {pair}, {number}/{len(corpus.pairs)}")
@@ -61,15 +77,26 @@ def learn_subwords(args: argparse.Namespace) -> None:
     plan = plan_sample(corpus, args.temperature, args.sample_lines)
     say(STEP, "learning from lines of " + ", ".join(f"{language} {lines:,}" for language, lines in plan.items()))
     with stamp.renewing():
-        learn(corpus, sample(corpus, plan, args.seed), args)
-    say(STEP, f"wrote {corpus.model.parent}")
+        corpus.subwords.mkdir(exist_ok=True)
+        for name in (name for bpe, names in FILES.items() if bpe != args.bpe for name in names):
+            (corpus.subwords / name).unlink(missing_ok=True)
+        learn = {"sentencepiece": learn_sentencepiece, "fastbpe": learn_fastbpe}[args.bpe]
+        learn(corpus, sample(corpus, plan, args.seed), tags, args)
+    say(STEP, f"wrote {corpus.subwords}")
 
 
-def _stamp(corpus: Corpus, args: argparse.Namespace) -> Stamp:
+def check_options(args: argparse.Namespace) -> None:
+    """CorpusError for an option that the kind of subwords does not have."""
+    for name, default in OF_SENTENCEPIECE.items():
+        if args.bpe == "fastbpe" and getattr(args, name) != default:
+            raise CorpusError(f"--{name.replace('_', '-')} is of --bpe sentencepiece: leave it out with --bpe fastbpe")
+
+
+def _stamp(corpus: Corpus, args: argparse.Namespace, tags: list[str]) -> Stamp:
     settings = {name: value for name, value in vars(args).items() if name in SETTINGS}
     texts = [path for language in corpus.languages for path in training_texts(corpus, language)]
-    outputs = corpus.model, corpus.model.with_suffix(".vocab"), corpus.dictionary
-    return Stamp.of(corpus, STEP, settings, texts, outputs)
+    outputs = [corpus.subwords / name for name in (*FILES[args.bpe], "dict.txt")]
+    return Stamp.of(corpus, STEP, settings | {"tags": tags}, texts, outputs)
 
 
 def training_texts(corpus: Corpus, language: str) -> dict[Path, int]:
@@ -102,44 +129,37 @@ def sample(corpus: Corpus, plan: dict[str, int], seed: int) -> Iterator[str]:
             yield from [line] * (repeats + (number in drawn))
 
 
-def learn(corpus: Corpus, lines: Iterator[str], args: argparse.Namespace) -> None:
-    """Runs SentencePiece on the lines and writes the model, the vocabulary and the fairseq dictionary."""
-    log = corpus.model.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    model = io.BytesIO()
+def learn_sentencepiece(corpus: Corpus, lines: Iterator[str], tags: list[str], args: argparse.Namespace) -> None:
+    """Writes the model, its pieces with their scores, and the dictionary."""
+    log = corpus.subwords / "spm.log"
     say(STEP, f"learning {args.vocab_size:,} pieces; SentencePiece writes its progress to {log}")
-    try:
-        with open(log, "w", encoding="utf-8") as logstream:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines,
-                model_writer=model,
-                logstream=logstream,
-                vocab_size=args.vocab_size,
-                model_type=args.model_type,
-                character_coverage=args.character_coverage,
-                byte_fallback=args.byte_fallback,
-                normalization_rule_name=args.normalization,
-                split_digits=True,
-                num_threads=THREADS,
-            )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rpartition("] ")[2].replace("_", "-")
-        raise CorpusError(f"SentencePiece learns no {args.vocab_size} pieces from this text: {reason}") from None
-    write_subwords(corpus, model.getvalue())
+    model = sentence_pieces.learn(lines, reserved(corpus, tags), log, args)
+    pieces, scores = sentence_pieces.vocabulary(model)
+    with drafting(*(corpus.subwords / name for name in FILES["sentencepiece"]), corpus.dictionary) as drafts:
+        drafts[0].write_bytes(model)
+        drafts[1].write_text(scores, "utf-8")
+        drafts[2].write_text(dictionary(pieces, tags), "utf-8")
 
 
-def write_subwords(corpus: Corpus, model: bytes) -> None:
-    """Writes the model, its pieces with their scores, and the dictionary, which leaves out <unk>, <s> and </s>.
+def learn_fastbpe(corpus: Corpus, lines: Iterator[str], tags: list[str], args: argparse.Namespace) -> None:
+    """Writes the codes, the pieces with their counts, and the dictionary."""
+    words = Counter(word for line in lines for word in line.split())
+    say(STEP, f"learning {args.vocab_size:,} merges from {len(words):,} different words")
+    with drafting(*(corpus.subwords / name for name in FILES["fastbpe"]), corpus.dictionary) as drafts:
+        drafts[0].write_text(fastbpe.learn(words, args.vocab_size), "utf-8")
+        counts = fastbpe.vocabulary(words, drafts[0], reserved(corpus, tags))
+        drafts[1].write_text("".join(f"{piece} {count}\n" for piece, count in counts.items()), "utf-8")
+        drafts[2].write_text(dictionary(counts, tags), "utf-8")
 
-    fairseq brings those three, and <pad>, itself. It uses the counts only to sort, so all are 1.
-    """
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ids = range(processor.get_piece_size())
-    with drafting(corpus.model, corpus.model.with_suffix(".vocab"), corpus.dictionary) as (spm, vocab, dictionary):
-        spm.write_bytes(model)
-        vocab.write_text("".join(f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in ids), "utf-8")
-        pieces = [processor.id_to_piece(i) for i in ids if not (processor.is_unknown(i) or processor.is_control(i))]
-        dictionary.write_text("".join(f"{piece} 1\n" for piece in pieces), "utf-8")
+
+def reserved(corpus: Corpus, tags: Iterable[str]) -> list[str]:
+    """What no text may be cut into: fairseq's own symbols, and the tags of languages and data."""
+    return [*FAIRSEQ, *map(language_tag, corpus.languages), *tags]
+
+
+def dictionary(pieces: Iterable[str], tags: Iterable[str]) -> str:
+    """The pieces and the tags of data as fairseq reads them. It uses the counts only to sort, so all are 1."""
+    return "".join(f"{symbol} 1\n" for symbol in (*pieces, *tags))
 
 
 def main() -> int:

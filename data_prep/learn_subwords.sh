@@ -1,5 +1,5 @@
 #!/bin/sh
-# Learns the joint SentencePiece vocabulary of a corpus: data_prep/learn_subwords.sh CORPUS; --help tells the options.
+# Learns the joint subwords of a corpus: data_prep/learn_subwords.sh CORPUS; --help tells the options.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

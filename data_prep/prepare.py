@@ -20,6 +20,7 @@ def main() -> int:
     add_corpus(parser)
     learn_subwords.add_options(parser)
     encode.add_options(parser)
+    binarize.add_options(parser)
     add_workers(parser)
     return run(parser, prepare)
 

@@ -122,7 +122,7 @@ def outdated(step: str, stamps: Mapping[Job, Stamp]) -> list[Job]:
     """The jobs still to do, those whose stamp is not current; says how many are skipped."""
     waiting = [job for job, stamp in stamps.items() if not stamp.is_current()]
     if len(waiting) < len(stamps):
-        say(step, f"{len(stamps) - len(waiting)} of {len(stamps)} language pairs are up to date, skipped")
+        say(step, f"{len(stamps) - len(waiting)} of {len(stamps)} parts are up to date, skipped")
     return waiting
 
 

@@ -3,15 +3,18 @@
 CORPUS/languages.txt       one code a line, English first; the order is the language-id order
 CORPUS/directions.tsv      sentence pairs per direction and split
 CORPUS/raw/                text, a file pair per language pair and split
-CORPUS/subwords/           the SentencePiece model and the fairseq dictionary
+CORPUS/subwords/           the subword model and the fairseq dictionary
 CORPUS/encoded/            the text in pieces
 CORPUS/data-bin/           the pieces as fairseq reads them
+CORPUS/reports/            what the data steps measured
+CORPUS/extra/KIND/         a corpus of training data of another kind (mined, back-translated), with the same subwords
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from moe_nmt.data.text import read_lines, read_pair, write_text
 
 SPLITS = ("train", "valid", "test")
 HEADER = ("direction", *SPLITS)
+MAIN = "main"
+KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Counts = Mapping[str, int]
 
 
@@ -60,14 +65,61 @@ class Corpus:
         write_text(self.folder / "directions.tsv", _as_lines("\t".join(row) for row in rows))
 
     @property
+    def parent(self) -> Path | None:
+        """The folder of the corpus that this one is a sub-corpus of, if it is one."""
+        extra = self.folder.absolute().parent
+        return extra.parent if extra.name == "extra" and (extra.parent / "languages.txt").is_file() else None
+
+    @property
+    def kind(self) -> str:
+        """What its data are: `main`, or the kind of a sub-corpus."""
+        return self.folder.absolute().name if self.parent else MAIN
+
+    @property
+    def extras(self) -> list[Corpus]:
+        """The sub-corpora, by name; CorpusError where one cannot be used."""
+        if self.parent:
+            return []
+        folders = sorted(path.parent for path in (self.folder / "extra").glob("*/languages.txt"))
+        return [self._extra(folder) for folder in folders]
+
+    def _extra(self, folder: Path) -> Corpus:
+        if not KIND.fullmatch(folder.name) or folder.name == MAIN:
+            raise CorpusError(
+                f"{folder} names no kind of data: call it by letters, digits, '_', '-' and '.', and not '{MAIN}'"
+            )
+        extra = Corpus.open(folder)
+        for language in extra.languages:
+            if language not in self.languages:
+                raise unknown(
+                    "language", language, self.languages, f"{self.folder / 'languages.txt'}, unlike {folder},"
+                )
+        return extra
+
+    @property
+    def subwords(self) -> Path:
+        """The folder of the subwords: a sub-corpus has those of its corpus."""
+        return (self.parent or self.folder) / "subwords"
+
+    @property
+    def bpe(self) -> str:
+        """What the text is cut by: `sentencepiece`, or `fastbpe` where there are codes of byte-pair encoding."""
+        return "fastbpe" if (self.subwords / "bpe.codes").is_file() else "sentencepiece"
+
+    @property
     def model(self) -> Path:
-        """The SentencePiece model of the whole corpus."""
-        return self.folder / "subwords" / "spm.model"
+        """The SentencePiece model, or the codes of byte-pair encoding, of the whole corpus."""
+        return self.subwords / ("bpe.codes" if self.bpe == "fastbpe" else "spm.model")
 
     @property
     def dictionary(self) -> Path:
         """The fairseq dictionary of the whole corpus."""
-        return self.folder / "subwords" / "dict.txt"
+        return self.subwords / "dict.txt"
+
+    @property
+    def reports(self) -> Path:
+        """The folder of the reports."""
+        return self.folder / "reports"
 
     def text(self, stage: str, split: str, pair: Direction, language: str) -> Path:
         """The file of one side of a language pair at a stage, `raw` or `encoded`."""
@@ -84,21 +136,33 @@ class Corpus:
         return self.directions[direction]
 
     def pair_counts(self, pair: Direction) -> dict[str, int]:
-        """The lines of a language pair's files by split, 0 where it has none: the larger count of its directions."""
-        rows = [self.directions[d] for d in (pair, pair.reverse) if d in self.directions]
-        return {split: max(row[split] for row in rows) for split in SPLITS}
+        """The lines of a language pair's files by split: the larger count of the directions that they serve, or 0."""
+        return {split: max(self._served(pair, split), default=0) for split in SPLITS}
+
+    def _served(self, pair: Direction, split: str) -> Iterator[int]:
+        for direction in (pair, pair.reverse):
+            count = self.directions.get(direction, {}).get(split, 0)
+            if count and self.serving(direction, split) == pair:
+                yield count
 
     def splits(self, pair: Direction) -> list[str]:
         """The splits in which a language pair has text."""
         return [split for split, lines in self.pair_counts(pair).items() if lines]
 
+    def serving(self, direction: Direction, split: str) -> Direction:
+        """The language pair whose files serve the direction in a split: named like it, else like its reverse."""
+        for pair in (direction, direction.reverse):
+            if any(path.exists() for path in self.sides("raw", split, pair)):
+                return pair
+        return self.pair(direction)
+
     def pair(self, direction: Direction) -> Direction:
-        """The language pair whose files serve the direction: named like it or like its reverse."""
-        self.counts(direction)
+        """The language pair whose files serve the direction in any split: named like it, else like its reverse."""
+        counts = self.counts(direction)
         for pair in (direction, direction.reverse):
             if any(path.exists() for split in SPLITS for path in self.sides("raw", split, pair)):
                 return pair
-        first, second = self.sides("raw", self.splits(direction)[0], direction)
+        first, second = self.sides("raw", next(split for split in SPLITS if counts[split]), direction)
         raise CorpusError(
             f"direction {direction} has no text, neither {first} and {second.name} nor the same under "
             f"{direction.reverse}: add the files, or take its row out of {self.folder / 'directions.tsv'}"
@@ -107,7 +171,10 @@ class Corpus:
     @functools.cached_property
     def pairs(self) -> list[Direction]:
         """The language pairs of all directions, each once, in the order of directions.tsv."""
-        return list(dict.fromkeys(self.pair(direction) for direction in self.directions))
+        serving = (
+            self.serving(direction, split) for direction, n in self.directions.items() for split in SPLITS if n[split]
+        )
+        return list(dict.fromkeys(serving))
 
     def check_text(self, pair: Direction) -> None:
         """Reads the raw text of a language pair; CorpusError unless it is there, UTF-8, aligned and as counted."""

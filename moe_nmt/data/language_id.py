@@ -9,14 +9,15 @@ from moe_nmt.data.codes import alpha2, is_code, nearest
 from moe_nmt.data.directions import CorpusError
 
 UNDECIDED = "-"
+MAGIC = (793712314).to_bytes(4, "little")  # the first bytes of a model of fastText
 MARK = "__label__"  # fastText's, before each language
 
 
 class LanguageIdentifier:
     """Tells languages of a given set from each other, under the codes of that set.
 
-    Languages that the identifier cannot tell apart, like both scripts of Chinese for most, go by the first of them; those
-    that it does not know are never found.
+    Languages that the identifier cannot tell apart, like both scripts of Chinese for most, go by the first of them;
+    those that it does not know are never found.
     """
 
     def __init__(self, classify: Callable[[str], str], labels: Collection[str], languages: Iterable[str]):
@@ -27,7 +28,7 @@ class LanguageIdentifier:
 
     @classmethod
     def open(cls, model: Path | None, languages: Iterable[str]) -> LanguageIdentifier:
-        """The identifier of py3langid, which knows 97 languages, or with `model` one of fastText, a file like lid218e.bin.
+        """py3langid, which knows 97 languages, or with `model` one of fastText, a file like lid218e.bin.
 
         Raises:
             CorpusError: if the package or the file is missing, or the file cannot be read.
@@ -76,11 +77,13 @@ def _fasttext(path: Path, languages: list[str]) -> LanguageIdentifier:
         raise CorpusError(f"{path} needs fastText: pip install fasttext-predict") from None
     if not path.is_file():
         raise CorpusError(f"{path} is missing: give a model of fastText for language identification, like lid218e.bin")
-    try:
-        model = fasttext.load_model(str(path))
-        everything, _ = model.predict("a", k=-1)
-    except (ValueError, MemoryError, RuntimeError):
-        raise CorpusError(f"{path} is no model of fastText, or it is damaged: fetch it again") from None
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:  # fastText itself may crash at other files
+            raise CorpusError(
+                f"{path} is no model of fastText: fetch one for language identification, like lid218e.bin"
+            )
+    model = fasttext.load_model(str(path))
+    everything, _ = model.predict("a", k=-1)
     labels = [label.removeprefix(MARK) for label in everything]
     wanted = {label for language in languages if (label := _label_of(language, labels))}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 from collections.abc import Collection, Sequence
@@ -9,11 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from fairseq import utils
 from fairseq.data import BaseWrapperDataset, FairseqDataset, SampledMultiDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
+from torch import Tensor
 
-from moe_nmt.data import Direction
+from moe_nmt.data import MAIN, Direction
+from moe_nmt.errors import UserError
+from moe_nmt.fairseq_plugin.data_folders import has_data, is_sharded
+from moe_nmt.fairseq_plugin.reporting import training_pairs
 from moe_nmt.training.curriculum import Curriculum
 
 logger = logging.getLogger(__name__)
@@ -56,13 +62,78 @@ def shuffled_by_length(dataset: SampledMultiDataset) -> Any:
     return shuffled[np.lexsort((target, np.maximum(source, target)))]
 
 
+class TaggedSource(BaseWrapperDataset):
+    """Source sentences with one more token at a place, counted from 0."""
+
+    def __init__(self, dataset: FairseqDataset, token: int, place: int):
+        super().__init__(dataset)
+        self.token, self.place = torch.tensor([token]), place
+
+    def __getitem__(self, index: int) -> Tensor:
+        tokens = self.dataset[index]
+        return torch.cat([tokens[: self.place], self.token, tokens[self.place :]])
+
+    @property
+    def sizes(self) -> Any:
+        return np.asarray(self.dataset.sizes) + 1
+
+    def num_tokens(self, index: int) -> int:
+        return int(self.dataset.num_tokens(index)) + 1
+
+    def size(self, index: int) -> int:
+        return int(self.dataset.size(index)) + 1
+
+
 class DirectionDataManager(MultilingualDatasetManager):
     """fairseq's data manager, with datasets wrapped in `DirectionDataset`, and training pairs `shuffled_by_length`.
 
-    Training data leave out the directions in `waiting`.
+    The source of extra data has the tag `<KIND>` of its kind after the language tag (as in NLLB, where it begins the
+    text), and language tags are those of the main data unless `--langtoks` says otherwise. A direction may have extra
+    data only. Training data leave out the directions in `waiting`.
+
+    Raises:
+        UserError: if the dictionary lacks the tag of a kind.
     """
 
     waiting: Collection[Direction] = ()
+
+    def __init__(self, args: argparse.Namespace, *arguments: Any):
+        super().__init__(args, *arguments)
+        self.data_tags = {kind: self.data_tag(kind) for kind in args.extra_data or {}}
+        for kind in self.data_tags:
+            args.langtoks.setdefault(kind, args.langtoks[MAIN])
+
+    def data_tag(self, kind: str) -> int:
+        """The index of the tag of a kind of data."""
+        dictionary = next(iter(self.dicts.values()))
+        index = int(dictionary.index(f"<{kind}>"))
+        if index == dictionary.unk():
+            raise UserError(
+                f"the dictionary in {self.args.data} has no tag <{kind}>; reserve it with data_prep/prepare.sh "
+                f"--data-tags {kind}."
+            )
+        return index
+
+    def has_sharded_data(self, split: str) -> bool:
+        return split == getattr(self.args, "train_subset", None) and is_sharded(self.args)
+
+    def get_data_paths_and_lang_pairs(self, split: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """fairseq's, but for directions of which only extra data are trained on."""
+        paths, pairs = super().get_data_paths_and_lang_pairs(split)
+        if self.extra_lang_pairs and split == self.args.train_subset:
+            pairs[MAIN] = [pair for pair in pairs[MAIN] if has_data(paths[MAIN], split, Direction.parse(pair))]
+        return paths, pairs
+
+    def get_train_dataset_sizes(self, data_param_list: list[dict[str, Any]], datasets: Any, *epochs: Any) -> list[int]:
+        """The sentence pairs of each dataset in all its shards; fairseq knows only those it has loaded since it began,
+        so that a run that resumes would weigh its directions otherwise."""
+        split = self.args.train_subset
+        if not self.has_sharded_data(split):
+            sizes: list[int] = super().get_train_dataset_sizes(data_param_list, datasets, *epochs)
+            return sizes
+        paths, _ = self.get_data_paths_and_lang_pairs(split)
+        directions = [(part["data_category"], Direction(part["src"], part["tgt"])) for part in data_param_list]
+        return [training_pairs(utils.split_paths(paths[kind]), split, [d])[d] for kind, d in directions]
 
     def get_split_data_param_list(self, split: str, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = super().get_split_data_param_list(split, *args, **kwargs)
@@ -70,8 +141,15 @@ class DirectionDataManager(MultilingualDatasetManager):
             return [part for part in parts if Direction(part["src"], part["tgt"]) not in self.waiting]
         return parts
 
-    def load_a_dataset(self, *args: Any, src: str, tgt: str, **kwargs: Any) -> DirectionDataset:
-        dataset = super().load_a_dataset(*args, src=src, tgt=tgt, **kwargs)
+    def load_a_dataset(
+        self, *args: Any, src: str, tgt: str, data_category: str, langtok_spec: tuple[Any, Any], **kwargs: Any
+    ) -> DirectionDataset:
+        own = {"src": src, "tgt": tgt, "data_category": data_category, "langtok_spec": langtok_spec}
+        dataset = super().load_a_dataset(*args, **own, **kwargs)
+        if data_category in self.data_tags:
+            dataset.src = TaggedSource(dataset.src, self.data_tags[data_category], place=int(bool(langtok_spec[0])))
+            dataset.src_sizes = dataset.src.sizes
+            dataset.sizes = np.vstack((dataset.src_sizes, dataset.tgt_sizes)).T
         return DirectionDataset(dataset, self.langs.index(src), self.langs.index(tgt))
 
     def load_dataset(self, *args: Any, **kwargs: Any) -> FairseqDataset:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
-import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import metrics, utils
 from fairseq.data import FairseqDataset, SampledMultiEpochDataset
+from fairseq.distributed.utils import get_global_rank
 from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
@@ -18,7 +20,18 @@ from torch import Tensor
 from moe_nmt.data import Direction, parse_directions
 from moe_nmt.data.directions import unknown
 from moe_nmt.errors import UserError
+from moe_nmt.evaluation.cli import add_threshold_arguments
+from moe_nmt.evaluation.results import Thresholds
+from moe_nmt.evaluation.scalars import write_directions
+from moe_nmt.fairseq_plugin import reporting
 from moe_nmt.fairseq_plugin.criterion import MoELabelSmoothedCrossEntropyCriterion
+from moe_nmt.fairseq_plugin.data_folders import (
+    check_data,
+    check_virtual_epochs,
+    named_texts,
+    settle_extra_data,
+    with_shards,
+)
 from moe_nmt.fairseq_plugin.dataset import CurriculumBatches, DirectionDataManager, DirectionDataset
 from moe_nmt.fairseq_plugin.generator import BeamSearchGenerator
 from moe_nmt.fairseq_plugin.model import TransformerMoEModel
@@ -40,6 +53,8 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
     curriculum: Curriculum | None = None
     phase = 0
     """The phase of the curriculum that the loaded training data are of, from 1."""
+    shard_epoch = 0
+    """The pass over the shards that the loaded training data are of, from 1."""
 
     @staticmethod
     def add_args(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +70,10 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
             metavar="RECIPE",
             help="which parameters are trained, for example train_only(parts=[adapters]) (default: all)",
         )
+        add_threshold_arguments(parser)
+        for action in parser._actions:
+            if action.dest in ("extra_data", "extra_lang_pairs"):
+                action.type = named_texts
 
     @classmethod
     def setup_task(cls, args: argparse.Namespace, **kwargs: Any) -> MultilingualTranslationMoETask:
@@ -62,7 +81,13 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         UserError: for an unknown language, a malformed direction, a direction without data, missing dictionaries, or
             a curriculum that is not of these directions.
         """
-        check_arguments(args)
+        args.data = with_shards(args.data)
+        directions = check_arguments(args)
+        if kwargs.get("from_checkpoint") or args.source_lang or args.target_lang:
+            args.extra_data = args.extra_lang_pairs = None
+        else:
+            settle_extra_data(args, directions)
+            check_virtual_epochs(args)
         args.left_pad_source = str(
             args.left_pad_source
         )  # fairseq reads text here, and True, out of a checkpoint, as no
@@ -74,6 +99,7 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
     def __init__(self, args: argparse.Namespace, langs: list[str], dicts: dict[str, Any], training: bool):
         super().__init__(args, langs, dicts, training)
         self.directions = [Direction.parse(pair) for pair in self.lang_pairs]
+        self.thresholds = thresholds(args)
         self.data_manager = DirectionDataManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
 
     def build_model(self, args: argparse.Namespace, from_checkpoint: bool = False) -> Any:
@@ -100,16 +126,22 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
-        """Load a split once; only training data that are sharded, or of an earlier phase, are loaded again.
+        """Load a split once; only training data of another shard, or of an earlier phase, are loaded again.
 
         Raises:
             UserError: if a direction has no data in this split.
         """
         if self.curriculum and split == self.args.train_subset:
             self.enter_phase(self.curriculum, updates_done())
-        if split in self.datasets and not self.data_manager.has_sharded_data(split):
+        if self.data_manager.has_sharded_data(split):
+            shard_epoch = self.data_manager.estimate_global_pass_epoch(epoch) or epoch
+            if shard_epoch != self.shard_epoch:
+                self.shard_epoch = shard_epoch
+                self.datasets.pop(split, None)
+        if split in self.datasets:
             return
-        check_data(self.args.data, split, self.directions)
+        extra = self.data_manager.extra_lang_pairs if split == self.args.train_subset else []
+        check_data(self.args.data, split, [d for d in self.directions if str(d) not in extra])
         super().load_dataset(split, epoch, combine, **kwargs)
         if isinstance(self.datasets[split], SampledMultiEpochDataset):
             begin_at_virtual_epoch(self.datasets[split], epoch)
@@ -171,6 +203,13 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
             criterion.set_num_updates(update_num)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """At the start of a training, write the table of its directions to TensorBoard, by one process."""
+        super().begin_epoch(epoch, model)
+        if self.args.tensorboard_logdir and get_global_rank() == 0:
+            table = write_directions(self.training_pairs, self.buckets)
+            reporting.write_to_tensorboard(self.args.tensorboard_logdir, table)
+
     def direction_index(self) -> Tensor:
         """int64 [L, L]: the place of direction (source language, target language) in `lang_pairs`, -1 if not there."""
         table = torch.full((len(self.langs), len(self.langs)), -1)
@@ -179,9 +218,9 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         return table
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """fairseq's metrics, and loss and perplexity of every direction where the criterion reports them.
+        """fairseq's metrics, and losses of directions and resource buckets where the criterion reports them.
 
-        In training by a curriculum also its phase, and how many directions are active.
+        In training also the memory, and by a curriculum also its phase, and how many directions are active.
         """
         super().reduce_metrics(logging_outputs, criterion)
         if self.curriculum and criterion.training:
@@ -190,11 +229,26 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
             metrics.log_scalar("curriculum_directions", len(active), weight=0, priority=1003)
         by_direction = [log for log in logging_outputs if "direction_nll" in log]
         if by_direction:
-            nll = sum(log["direction_nll"] for log in by_direction).tolist()
-            tokens = sum(log["direction_tokens"] for log in by_direction).tolist()
-            for pair, pair_nll, pair_tokens in zip(self.lang_pairs, nll, tokens, strict=True):
-                if pair_tokens:
-                    log_direction(pair, pair_nll / pair_tokens / math.log(2), pair_tokens)
+            reporting.log_directions(self.lang_pairs, by_direction)
+            reporting.log_buckets(self.buckets)
+            if criterion.training:
+                reporting.log_memory()
+
+    @functools.cached_property
+    def training_pairs(self) -> dict[Direction, int]:
+        """The binarized training pairs of each direction, of all shards and phases; without those of unknown number."""
+        return reporting.training_pairs(utils.split_paths(self.args.data), self.args.train_subset, self.directions)
+
+    @functools.cached_property
+    def buckets(self) -> dict[Direction, str]:
+        """The resource bucket of each of the `training_pairs`."""
+        return {direction: self.thresholds.bucket(count) for direction, count in self.training_pairs.items()}
+
+
+def thresholds(args: argparse.Namespace) -> Thresholds:
+    """The thresholds of the resource buckets, the defaults where a checkpoint was written before it had them."""
+    names = [field.name for field in fields(Thresholds)]
+    return Thresholds(**{name: getattr(args, name) for name in names if hasattr(args, name)})
 
 
 def updates_done() -> int:
@@ -221,22 +275,8 @@ def begin_at_virtual_epoch(dataset: SampledMultiEpochDataset, epoch: int) -> Non
         dataset.set_epoch(epoch)
 
 
-def log_direction(pair: str, nll_loss: float, tokens: float) -> None:
-    """Log loss (in bits per token, like fairseq's `nll_loss`) and perplexity of one direction.
-
-    Both are None in a line of the log over whose updates the direction had no token.
-    """
-
-    def perplexity(meters: Any) -> float | None:
-        loss = meters[f"nll_loss_{pair}"].avg
-        return None if loss is None else utils.get_perplexity(loss)
-
-    metrics.log_scalar(f"nll_loss_{pair}", nll_loss, tokens, priority=1000, round=3)
-    metrics.log_derived(f"ppl_{pair}", perplexity, priority=1001)
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise a `UserError` for the first mistake in languages and directions."""
+def check_arguments(args: argparse.Namespace) -> list[Direction]:
+    """The directions; a `UserError` for the first mistake in languages and directions."""
     if args.lang_tok_replacing_bos_eos:
         raise UserError(
             "--lang-tok-replacing-bos-eos is not supported by multilingual_translation_moe; "
@@ -255,6 +295,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         if language not in languages:
             raise unknown("language", language, languages, "the language list")
     check_dictionaries(args, directions)
+    return directions
 
 
 def read_curriculum(path: Path, directions: list[Direction]) -> Curriculum:
@@ -294,21 +335,4 @@ def check_dictionaries(args: argparse.Namespace, directions: list[Direction]) ->
         if not (folder / f"dict.{language}.txt").is_file():
             raise UserError(
                 f"{folder} has no dict.{language}.txt; binarize the language '{language}' with fairseq-preprocess."
-            )
-
-
-def has_data(data: str, split: str, direction: Direction) -> bool:
-    """Whether a direction has binarized data of this split in any shard."""
-    folders = [Path(path) for path in utils.split_paths(data)]
-    names = [f"{split}.{pair}.{direction.source}.idx" for pair in (direction, direction.reverse)]
-    return any((folder / name).is_file() for name in names for folder in folders)
-
-
-def check_data(data: str, split: str, directions: list[Direction]) -> None:
-    """Raise a `UserError` if a direction has no binarized data of this split in any shard."""
-    for direction in directions:
-        if not has_data(data, split, direction):
-            raise UserError(
-                f"the direction {direction} has no {split} data in {data}; "
-                f"binarize it with fairseq-preprocess or take it out of --lang-pairs."
             )

@@ -37,7 +37,7 @@ def test_reads_back_what_it_wrote(corpus):
 def test_both_directions_share_the_files_of_their_pair(corpus):
     assert corpus.pairs == [ENG_DEU]
     assert corpus.pair(ENG_DEU.reverse) == ENG_DEU
-    assert corpus.splits(ENG_DEU.reverse) == ["train", "valid"]
+    assert corpus.splits(ENG_DEU) == ["train", "valid"] and corpus.splits(ENG_DEU.reverse) == []
     corpus.check_text(ENG_DEU)
 
 
@@ -46,6 +46,46 @@ def test_a_held_out_direction_shares_them_too(corpus):
     assert zero_shot.splits(ENG_DEU) == ["train", "valid"]
     assert zero_shot.counts(ENG_DEU.reverse)["train"] == 0
     zero_shot.check_text(ENG_DEU)
+
+
+def test_directions_with_files_of_their_own_are_two_pairs(corpus):
+    """Their training text is counted apart; held-out text under one name serves both."""
+    for path in corpus.sides("raw", "train", ENG_DEU.reverse):
+        write_text(path, "d\ne\nf\n")
+    both = corpus.adding({ENG_DEU.reverse: {"train": 3, "valid": 1, "test": 0}})
+    assert both.pairs == [ENG_DEU, ENG_DEU.reverse]
+    assert both.pair_counts(ENG_DEU) == {"train": 2, "valid": 1, "test": 0}
+    assert both.pair_counts(ENG_DEU.reverse) == {"train": 3, "valid": 0, "test": 0}
+    assert both.serving(ENG_DEU.reverse, "train") == ENG_DEU.reverse
+    assert both.serving(ENG_DEU.reverse, "valid") == ENG_DEU
+    for pair in both.pairs:
+        both.check_text(pair)
+
+
+def test_a_direction_alone_is_a_pair(tmp_path):
+    made = Corpus.empty(tmp_path).adding({ENG_DEU: COUNTS})
+    for split in ("train", "valid"):
+        for path in made.sides("raw", split, ENG_DEU):
+            write_text(path, "a\n" * COUNTS[split])
+    assert made.pairs == [ENG_DEU] and made.pair_counts(ENG_DEU) == COUNTS
+
+
+def test_sub_corpora_have_the_subwords_of_their_corpus(corpus):
+    for kind in ("mined", "back_translated"):
+        Corpus.empty(corpus.folder / "extra" / kind).adding({ENG_DEU: COUNTS}).save()
+    assert [extra.kind for extra in corpus.extras] == ["back_translated", "mined"]
+    for extra in corpus.extras:
+        assert extra.parent == corpus.folder and extra.extras == []
+        assert extra.dictionary == corpus.dictionary and extra.reports.parent == extra.folder
+    assert corpus.kind == "main" and corpus.parent is None and corpus.bpe == "sentencepiece"
+    write_text(corpus.subwords / "bpe.codes", "a b 1\n")
+    assert {part.bpe for part in (corpus, *corpus.extras)} == {"fastbpe"}
+
+
+def test_refuses_a_sub_corpus_of_other_languages(corpus):
+    Corpus.empty(corpus.folder / "extra" / "mined").adding({Direction("eng", "fra"): COUNTS}).save()
+    with pytest.raises(CorpusError, match=r"unlike .*mined, has no language 'fra'"):
+        _ = corpus.extras
 
 
 def test_new_languages_go_last_but_english_first():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from moe_nmt.data import Corpus, Direction
+from moe_nmt.data.text import write_text
 
 pytest.importorskip("sentencepiece")
 
@@ -22,6 +23,7 @@ LANGUAGES |= {"fra": "un deux trois quatre cinq six sept", "zho_Hans": "一 二 
 LINES = {"train": 300, "dev": 20, "test": 10}
 SPLITS = "train=train,valid=dev,test=test"
 PAIRS = "eng-deu,eng-fra,eng-zho_Hans"
+TAGS = [f"__{language}__" for language in LANGUAGES]
 ENG_DEU = Direction("eng", "deu")
 
 
@@ -88,6 +90,11 @@ def corpus(prepared, tmp_path):
     return shutil.copytree(prepared, tmp_path / "corpus")
 
 
+def vocabulary(corpus):
+    """The pieces of a SentencePiece vocabulary."""
+    return [line.split("\t")[0] for line in (corpus / "subwords" / "spm.vocab").read_text().splitlines()]
+
+
 def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -105,10 +112,10 @@ def test_import_keeps_what_both_sides_have(prepared):
 def test_dictionary_is_the_vocabulary_without_what_fairseq_adds(prepared):
     from fairseq.data import Dictionary
 
-    pieces = [line.split("\t")[0] for line in (prepared / "subwords" / "spm.vocab").read_text().splitlines()]
+    controls, pieces = ["<unk>", "<s>", "</s>", "<pad>", *TAGS], vocabulary(prepared)
     dictionary = Dictionary.load(str(prepared / "subwords" / "dict.txt"))
-    assert len(pieces) == 80 and pieces[:3] == ["<unk>", "<s>", "</s>"]
-    assert dictionary.symbols[dictionary.nspecial :] == pieces[3:]
+    assert pieces[: len(controls)] == controls and len(pieces[len(controls) :]) == 80 - 3
+    assert dictionary.symbols[dictionary.nspecial :] == pieces[len(controls) :]
     assert not any(sum(char.isdigit() for char in piece) > 1 for piece in pieces)
 
 
@@ -142,7 +149,7 @@ def test_data_bin_is_what_fairseq_preprocess_writes(prepared, tmp_path):
 
 def test_data_bin_has_every_pair_and_dictionary_and_nothing_else(prepared):
     names = {path.name for path in (prepared / "data-bin").iterdir()}
-    expected = {f"dict.{language}.txt" for language in LANGUAGES}
+    expected = {"manifest.json", *(f"dict.{language}.txt" for language in LANGUAGES)}
     for pair in PAIRS.split(","):
         sides = [f"{split}.{pair}.{side}" for split in ("train", "valid", "test") for side in pair.split("-")]
         expected |= {f"{side}.{kind}" for side in sides for kind in ("bin", "idx")}
@@ -185,12 +192,13 @@ def test_bpe_with_bytes_for_what_is_unknown(corpus):
     assert "<0xE1> 1" in (corpus / "subwords" / "dict.txt").read_text().splitlines()
 
 
-def test_a_low_resource_language_is_not_starved():
+def test_a_low_resource_language_is_not_starved(tmp_path):
     from data_prep.learn_subwords import plan_sample
 
     rich, poor = ({"train": count, "valid": 0, "test": 0} for count in (100_000, 100))
-    corpus = Corpus.empty(Path("nowhere")).adding({ENG_DEU: rich, Direction("eng", "kat"): poor})
-    corpus.__dict__["pairs"] = list(corpus.directions)
+    corpus = Corpus.empty(tmp_path).adding({ENG_DEU: rich, Direction("eng", "kat"): poor})
+    for pair in corpus.directions:
+        write_text(corpus.sides("raw", "train", pair)[0], "one\n")
     proportional, raised = (plan_sample(corpus, temperature, 10_000) for temperature in (1, 5))
     assert proportional["kat"] < 10 < 1000 < raised["kat"]
     assert sum(raised.values()) == 10_000
@@ -207,7 +215,11 @@ def test_importing_adds_to_a_corpus(prepared, corpus, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_step_leaves_nothing_half_written_and_goes_on(corpus, prepared, workers):
+def test_a_killed_step_leaves_nothing_half_written_and_goes_on(corpus, workers):
+    for path in (corpus / "encoded").glob("train.eng-deu.*"):
+        path.write_text(path.read_text() * 400)
+    succeeds("binarize", corpus)
+    whole = {path.name: path.read_bytes() for path in (corpus / "data-bin").iterdir()}
     shutil.rmtree(corpus / "data-bin")
     environment = {**os.environ, "PYTHON": sys.executable}
     command = [str(ROOT / "data_prep" / "binarize.sh"), str(corpus), "--workers", str(workers)]
@@ -218,7 +230,7 @@ def test_a_killed_step_leaves_nothing_half_written_and_goes_on(corpus, prepared,
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(1)
-    whole = {path.name: path.read_bytes() for path in (prepared / "data-bin").iterdir()}
+    assert not (corpus / "data-bin" / "manifest.json").exists()
     assert all(path.read_bytes() == whole[path.name] for path in (corpus / "data-bin").glob("[!.]*"))
     succeeds("binarize", corpus, "--workers", workers)
     assert {path.name: path.read_bytes() for path in (corpus / "data-bin").iterdir()} == whole
