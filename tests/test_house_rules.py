@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_nmt.evaluation.scalars import scalars_table
 from moe_nmt.methods import methods_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,12 +151,13 @@ def test_an_import_pulls_in_no_more_than_it_needs(module, absent):
     assert result.returncode == 0, result.stderr or f"{module} pulls in {absent}"
 
 
-def test_the_readme_lists_the_registered_methods():
-    begin, end = "<!-- methods table: begin -->", "<!-- methods table: end -->"
+@pytest.mark.parametrize(("name", "table"), [("methods", methods_table), ("scalars", scalars_table)])
+def test_the_readme_holds_the_generated_tables(name, table):
+    begin, end = f"<!-- {name} table: begin -->", f"<!-- {name} table: end -->"
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert begin in text and end in text, f"README.md needs a table of methods between {begin} and {end}"
-    table = text.partition(begin)[2].partition(end)[0].strip()
-    assert table == methods_table(), "paste the output of `moe-nmt methods` into README.md"
+    assert begin in text and end in text, f"README.md needs a table between {begin} and {end}"
+    written = text.partition(begin)[2].partition(end)[0].strip()
+    assert written == table(), "run python scripts/update_readme.py"
 
 
 def text_files():

@@ -118,11 +118,11 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again(corpus):
     succeeds("prepare", corpus, *FLAGS)  # flags.txt names the folder that the copy is in
     before = times(corpus)
     said = succeeds("prepare", corpus, *FLAGS)
-    assert "9 of 9 language pairs are up to date" in said and times(corpus) == before
+    assert "9 of 9 parts are up to date" in said and times(corpus) == before
     text = corpus / "encoded" / "train.eng-fra.eng"
     text.write_text("".join(sorted(text.read_text().splitlines(keepends=True))))
     said = succeeds("binarize", corpus, *FLAGS[2:])
-    assert "8 of 9 language pairs are up to date" in said and "1/1 eng-fra shard000" in said
+    assert "8 of 9 parts are up to date" in said and "1/1 eng-fra shard000" in said
 
 
 def test_the_manifest_counts_what_is_there(prepared):

@@ -161,7 +161,7 @@ def test_running_again_changes_nothing_and_says_so(prepared, multiparallel):
     said = succeeds("import_multiparallel", multiparallel, prepared, "--pairs", PAIRS, "--splits", SPLITS)
     said += succeeds("prepare", prepared, "--vocab-size", 80, "--max-pieces", 12)
     assert times(prepared) == before
-    assert said.count("3 of 3 language pairs are up to date, skipped") == 3
+    assert said.count("3 of 3 parts are up to date, skipped") == 3
     assert "spm.model is up to date, skipped" in said
 
 
@@ -172,7 +172,7 @@ def test_other_settings_and_changed_inputs_are_done_again(corpus):
     text = corpus / "raw" / "valid.eng-fra.fra"
     text.write_text(text.read_text().replace("un", "six"))
     said = succeeds("encode", corpus, "--max-ratio", 1.01, "--workers", 1)
-    assert "2 of 3 language pairs are up to date, skipped" in said
+    assert "2 of 3 parts are up to date, skipped" in said
     assert "1/1 eng-fra" in said and "all done in" in said
 
 

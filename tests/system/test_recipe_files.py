@@ -49,6 +49,15 @@ def test_every_corpus_can_be_read_and_has_all_splits(path):
     assert all(set(source.splits) == {"train", "valid", "test"} for source in config.sources)
 
 
+def test_the_example_in_the_readme_can_be_read(tmp_path):
+    example = (ROOT / "README.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    path = tmp_path / "corpus.yaml"
+    path.write_text(example, encoding="utf-8")
+    sources = {source.name: source for source in read_config(path).sources}
+    assert len(sources) == example.count("name:") >= 5
+    assert sources["back"].one_way and sources["nllb"].kind == "mined" and sources["flores"].splits["test"] == "devtest"
+
+
 @pytest.mark.parametrize(
     "script", sorted(ROOT.glob("examples/*/*.sh")), ids=lambda path: f"{path.parent.name}/{path.name}"
 )
