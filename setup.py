@@ -59,6 +59,7 @@ setup(
         "lxml>=6,<7",
         'backports.zstd>=1.8,<2; python_version < "3.14"',
         "tqdm>=4.66,<5",
+        "fonttools>=4.60,<5",
     ],
     extras_require={
         **EXTRAS,

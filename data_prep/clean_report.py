@@ -9,8 +9,8 @@ from pathlib import Path
 
 from data_prep.clean_plan import TRAIN, Plan
 from data_prep.cleaning import Outcome
-from data_prep.tables import as_markdown
 from moe_nmt.data.text import write_text
+from moe_nmt.evaluation.layout import as_markdown
 from moe_nmt.evaluation.plots import grid, save, tidy
 
 INTRODUCTION = (
@@ -90,13 +90,13 @@ def markdown(plan: Plan, outcomes: Sequence[Outcome]) -> str:
         "# What became of the collected lines",
         INTRODUCTION,
         f"## Filters\n\nOf {lines:,} lines for training {found['kept']:,} are kept ({share(found['kept'], lines)}).",
-        as_markdown([["filter", "edited", "fell", "of all lines"], *filters]).strip(),
+        as_markdown([["filter", "edited", "fell", "of all lines"], *filters]),
         "## Texts",
         counts(plan, outcomes, "text", by_text(outcomes)),
         "## Sources",
         counts(plan, outcomes, "source", sources),
         "## Examples of what fell",
-        as_markdown([["text", "filter", "source", "target"], *examples(training)]).strip(),
+        as_markdown([["text", "filter", "source", "target"], *examples(training)]),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -108,7 +108,7 @@ def counts(plan: Plan, outcomes: Sequence[Outcome], title: str, groups: Mapping[
     for name, members in [*groups.items(), ("all", outcomes)]:
         lines, found = sum(outcome.part.lines for outcome in members), fates(members)
         rows.append([name, f"{lines:,}", *(f"{found[column]:,}" for column in columns), share(found["kept"], lines)])
-    return as_markdown([[title, "lines", *columns, "kept, %"], *rows]).strip()
+    return as_markdown([[title, "lines", *columns, "kept, %"], *rows])
 
 
 def examples(outcomes: Sequence[Outcome], each: int = 3) -> list[list[str]]:

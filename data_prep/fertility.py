@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.counting import Figures, SplitCounts, read_counts, symbols_of, total
-from data_prep.tables import Table, as_columns, as_markdown
 from moe_nmt.data import MAIN, Corpus, is_english
 from moe_nmt.data.text import write_text
+from moe_nmt.evaluation.layout import Table, as_columns, as_markdown
 from moe_nmt.evaluation.plots import grid, save, tidy
 
 STARVED = 1.5
@@ -57,8 +57,8 @@ def write_fertility(corpora: Mapping[str, Corpus]) -> str:
     if not drawn:
         plot_fertility(languages, reports["png"])
     write_text(reports["json"], text)
-    write_text(reports["md"], f"# Subwords\n\n{as_markdown(table)}{NOTE}\n![subwords](subwords.png)\n")
-    return as_columns(table)
+    write_text(reports["md"], f"# Subwords\n\n{as_markdown(table)}\n{NOTE}\n![subwords](subwords.png)\n")
+    return as_columns(table) + "\n"
 
 
 def measure(corpora: Mapping[str, Corpus]) -> dict[str, Fertility]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import BinarizedText, Part
-from data_prep.tables import Table, as_columns, as_markdown
 from moe_nmt.data import MAIN, SPLITS, Corpus, Direction, temperature_shares
 from moe_nmt.data.corpus import Counts
 from moe_nmt.data.text import write_text
+from moe_nmt.evaluation.layout import Table, as_columns, as_markdown
 from moe_nmt.evaluation.plots import grid, save, tidy
 from moe_nmt.evaluation.results import BUCKETS, Thresholds
 
@@ -80,9 +80,9 @@ def write_sampling(corpus: Corpus, entries: Sequence[Entry], temperature: float 
         plot_sampling(entries, buckets, columns, plot)
     write_text(path, text)
     summary = buckets_table(entries, buckets, columns)
-    tables = f"{as_markdown(summary)}\n{as_markdown(entries_table(rows))}"
+    tables = f"{as_markdown(summary)}\n\n{as_markdown(entries_table(rows))}\n"
     write_text(path.with_suffix(".md"), f"# Sampling\n\n{tables}{NOTE}\n![sampling](sampling.png)\n")
-    return as_columns(summary)
+    return as_columns(summary) + "\n"
 
 
 def title(temperature: float) -> str:

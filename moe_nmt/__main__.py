@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from moe_nmt.data import Direction
 from moe_nmt.errors import UserError
 from moe_nmt.evaluation import cli as score
-from moe_nmt.evaluation import report
+from moe_nmt.evaluation import compare, report
 from moe_nmt.evaluation.results import Thresholds
 from moe_nmt.training import curriculum
 
@@ -120,13 +121,33 @@ def count_missing_load(run: Path, corpus: Path) -> None:
 
 def translate(arguments: argparse.Namespace) -> int:
     """Translate a held-out split in all directions of a checkpoint."""
+    translate_directions(arguments)
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Translate a held-out split in all directions of a checkpoint, and score the translations."""
+    corpus = arguments.corpus or Path(arguments.data).absolute().parent
+    if not arguments.corpus and not (corpus / "directions.tsv").is_file():
+        raise UserError(f"{corpus} is no corpus with references; name the one that {arguments.data} is of, --corpus.")
+    scoring = score.Scoring.of(arguments, corpus)
+    files = translate_directions(arguments)
+    search = f"beam {arguments.beam}, length penalty {arguments.lenpen:g}"
+    about = [f"Translations of the split {arguments.split} by {arguments.checkpoint}: {search}."]
+    score.report(files, scoring, arguments.output, about)
+    print(arguments.output / "index.html")
+    return 0
+
+
+def translate_directions(arguments: argparse.Namespace) -> dict[Direction, Path]:
+    """Run the translation that the arguments describe; returns the files by direction."""
     import torch
     from fairseq.dataclass.configs import GenerationConfig
 
     from moe_nmt.data import parse_directions
     from moe_nmt.fairseq_plugin import translation
 
-    translation.translate(
+    return translation.translate(
         arguments.checkpoint,
         arguments.data,
         arguments.output,
@@ -144,7 +165,6 @@ def translate(arguments: argparse.Namespace) -> int:
         dtype=torch.float16 if arguments.fp16 else torch.bfloat16 if arguments.bf16 else torch.float32,
         cpu=arguments.cpu,
     )
-    return 0
 
 
 def model_overrides(text: str) -> dict[str, Any]:
@@ -171,41 +191,21 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_arguments(commands.add_parser("score", help="BLEU and chrF++ per direction and resource bucket"))
     commands.choices["score"].set_defaults(run=score.main)
     add = commands.add_parser("translate", help="translate a test set in all directions of a checkpoint at once")
-    add.add_argument("checkpoint", type=Path, help="a checkpoint file; it knows languages, directions and tags")
-    add.add_argument("data", help="folder of binarized data")
-    add.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="gets DIRECTION.hyp, one translation a line; a direction is skipped if its file is there and not older "
-        "than the checkpoint, so take another folder for another split or other options",
-    )
-    add.add_argument("--split", default="test", help="what to translate (default: %(default)s)")
-    add.add_argument(
-        "--directions",
-        metavar="A-B,…",
-        help="translate these, also such as were not trained (default: all of the checkpoint that have data)",
-    )
-    add.add_argument("--lang-dict", metavar="FILE", help="the languages in training, where that file has moved since")
-    add.add_argument(
-        "--model-overrides",
-        default="{}",
-        metavar="DICTIONARY",
-        help="options of the model to change, as in \"{'moe_branch': 'conditional(skip_below=0.1)'}\"",
-    )
-    add.add_argument("--beam", type=int, default=4, help="hypotheses per sentence (default: %(default)s)")
-    add.add_argument("--max-len-a", type=float, default=2, metavar="A", help="a translation has at most")
-    add.add_argument("--max-len-b", type=int, default=20, metavar="B", help="A * source length + B tokens (2 and 20)")
-    add.add_argument(
-        "--lenpen", type=float, default=1, help="above 1 favours longer translations (default: %(default)s)"
-    )
-    add.add_argument("--max-tokens", type=int, default=12000, help="tokens per batch (default: %(default)s)")
-    precision = add.add_mutually_exclusive_group()
-    precision.add_argument("--fp16", action="store_true", help="translate in float16")
-    precision.add_argument("--bf16", action="store_true", help="translate in bfloat16")
-    add.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    add_translation_arguments(add, "gets DIRECTION.hyp, one translation a line")
     add.set_defaults(run=translate)
+    add = commands.add_parser("evaluate", help="translate a test set in all directions, score, and write a page on it")
+    add.description = (
+        "Translate as moe-nmt translate does, score as moe-nmt score does, and write a page with tables, pictures and "
+        "examples. Interrupted, the same command goes on where it was."
+    )
+    add_translation_arguments(add, "gets DIRECTION.hyp, scores.json, scores.md, statistics.npz and index.html")
+    add.add_argument(
+        "--corpus", type=Path, help="corpus folder with the references as they were written (default: that of DATA)"
+    )
+    score.add_scoring_arguments(add)
+    add.set_defaults(run=evaluate)
+    compare.add_arguments(commands.add_parser("compare", help="paired significance tests between evaluated systems"))
+    commands.choices["compare"].set_defaults(run=compare.main)
     add = commands.add_parser("routing", help="expert load per language of a checkpoint, as JSON and as a plot")
     add.add_argument("checkpoint", help="a checkpoint file of a transformer_moe")
     add.add_argument("data", help="folder of binarized data")
@@ -243,6 +243,43 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add.set_defaults(run=inspect)
     return parser
+
+
+def add_translation_arguments(add: argparse.ArgumentParser, written: str) -> None:
+    """Add the arguments that say what to translate, how, and into which folder."""
+    add.add_argument("checkpoint", type=Path, help="a checkpoint file; it knows languages, directions and tags")
+    add.add_argument("data", metavar="DATA", help="folder of binarized data")
+    add.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help=f"{written}; directions that are there already are skipped, unless checkpoint, data or options changed",
+    )
+    add.add_argument("--split", default="test", help="what to translate (default: %(default)s)")
+    add.add_argument(
+        "--directions",
+        metavar="A-B,…",
+        help="translate these, also such as were not trained (default: all of the checkpoint that have data)",
+    )
+    add.add_argument("--lang-dict", metavar="FILE", help="the languages in training, where that file has moved since")
+    add.add_argument(
+        "--model-overrides",
+        default="{}",
+        metavar="DICTIONARY",
+        help="options of the model to change, as in \"{'moe_branch': 'conditional(skip_below=0.1)'}\"",
+    )
+    add.add_argument("--beam", type=int, default=4, help="hypotheses per sentence (default: %(default)s)")
+    add.add_argument("--max-len-a", type=float, default=2, metavar="A", help="a translation has at most")
+    add.add_argument("--max-len-b", type=int, default=20, metavar="B", help="A * source length + B tokens (2 and 20)")
+    add.add_argument(
+        "--lenpen", type=float, default=1, help="above 1 favours longer translations (default: %(default)s)"
+    )
+    add.add_argument("--max-tokens", type=int, default=12000, help="tokens per batch (default: %(default)s)")
+    precision = add.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_true", help="translate in float16")
+    precision.add_argument("--bf16", action="store_true", help="translate in bfloat16")
+    add.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:

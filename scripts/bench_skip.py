@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq import utils
 from torch.nn import functional
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from moe_nmt.errors import UserError  # noqa: E402
-from moe_nmt.fairseq_plugin.translation import load, on_device  # noqa: E402
+from moe_nmt.fairseq_plugin.translation import load  # noqa: E402
 from moe_nmt.moe import record_routing  # noqa: E402
 from moe_nmt.moe.branches.conditional import ConditionalBranch  # noqa: E402
 from scripts.benchmarking import figure, interleave, markdown_table, ratios, run_script, seconds  # noqa: E402
@@ -44,7 +45,8 @@ def batches_of(task: Any, model: Any, split: str, max_tokens: int) -> list[dict[
     batches = task.get_batch_iterator(
         task.dataset(split), max_tokens=max_tokens, max_positions=task.max_positions()
     ).next_epoch_itr(shuffle=False)
-    return list(on_device(batches, model))
+    device = next(model.parameters()).device
+    return [utils.move_to_cuda(batch, device) if device.type == "cuda" else batch for batch in batches]
 
 
 def read(model: Any, batches: list[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

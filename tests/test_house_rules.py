@@ -36,7 +36,7 @@ CORE_FLOORS = [
 MAY_IMPORT_FAIRSEQ = {"moe_nmt.fairseq_plugin", "moe_nmt.__main__", "data_prep.binarize"}
 DATA_PREP_MAY_USE = {
     *("moe_nmt.data", "moe_nmt.errors", "moe_nmt.registry", "data_prep"),
-    *("moe_nmt.evaluation.plots", "moe_nmt.evaluation.results"),
+    *("moe_nmt.evaluation.layout", "moe_nmt.evaluation.plots", "moe_nmt.evaluation.results"),
 }
 WITHOUT_TORCH = {"moe_nmt.data", "moe_nmt.evaluation", "moe_nmt.errors", "moe_nmt.registry", "moe_nmt.schedules"}
 TEXT = {".py", ".md", ".toml", ".sh", ".yaml", ".yml", ".json", ".jsonl", ".cfg", ".ini", ".txt", ".tsv", ".svg", ""}

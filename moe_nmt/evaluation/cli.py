@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Iterator
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from moe_nmt.data import SPLITS, Corpus, Direction, parse_directions
 from moe_nmt.data.directions import unknown
-from moe_nmt.data.text import read_lines, write_text
-from moe_nmt.errors import UserError
-from moe_nmt.evaluation.metrics import Score, score, spbleu_model
+from moe_nmt.data.text import write_text
+from moe_nmt.evaluation.metrics import fetch_spbleu_model, spbleu_model
 from moe_nmt.evaluation.results import Results, Thresholds
 from moe_nmt.evaluation.tables import render
-from moe_nmt.evaluation.translations import ScoreError, Translations, find_translations, read_translations
+from moe_nmt.evaluation.translations import find_translations
 
 DESCRIPTION = (
-    "Score translations with BLEU, chrF++ and, where sacrebleu already has its model, spBLEU. Prints a table, with "
-    "means over directions by bucket of training pairs. The three buckets are disjoint, whereas NLLB's averages count "
-    "very low inside low."
+    "Score translations with BLEU, chrF++ and, where sacrebleu already has its model, spBLEU, and look for signs of "
+    "bad ones. Prints tables, with means over directions by bucket of training pairs. The three buckets are disjoint, "
+    "whereas NLLB's averages count very low inside low."
 )
 
 
@@ -42,8 +42,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--directions", metavar="A-B,…", help="score these and miss none; default: all that are there")
     parser.add_argument("--split", choices=SPLITS, default="test", help="what was translated (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="also write scores.json, scores.md, index.html with pictures and examples, and what moe-nmt compare needs",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
+    add_scoring_arguments(parser)
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how to score."""
+    parser.add_argument("--spbleu", action="store_true", help="let sacrebleu download its model of spBLEU")
+    parser.add_argument(
+        "--lid-model",
+        type=Path,
+        metavar="FILE",
+        help="identify languages by this model of fastText, such as NLLB's lid218e.bin (default: by py3langid, where "
+        "it is installed)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that score (default: %(default)s)",
+    )
     add_threshold_arguments(parser)
 
 
@@ -66,30 +92,73 @@ def add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How to score: what the command line says, checked before any work begins."""
+
+    corpus: Corpus | None
+    split: str
+    thresholds: Thresholds
+    identify: bool
+    lid_model: Path | None
+    workers: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, corpus: Path | None) -> Scoring:
+        """UserError where the corpus or a model cannot be used."""
+        thresholds = Thresholds(args.high_from, args.low_from)
+        opened = Corpus.open(corpus) if corpus else None
+        identify = args.lid_model is not None or importlib.util.find_spec("py3langid") is not None
+        if args.lid_model:
+            from moe_nmt.data.language_id import LanguageIdentifier
+
+            LanguageIdentifier.open(args.lid_model, opened.languages if opened else ())
+        if args.spbleu:
+            fetch_spbleu_model()
+        return cls(opened, args.split, thresholds, identify, args.lid_model, max(1, args.workers))
+
+
 def main(args: argparse.Namespace) -> int:
-    """Runs `moe-nmt score`; returns the exit status, 2 after a sentence on stderr where something cannot be scored."""
-    try:
-        run(args)
-    except (UserError, OSError) as error:
-        print(f"moe-nmt score: error: {error}", file=sys.stderr)
-        return 2
+    """Runs `moe-nmt score`; returns the exit status. UserError where something cannot be scored."""
+    scoring = Scoring.of(args, args.corpus)
+    files = choose(find_translations(args.translations, args.split), args.directions, args.translations)
+    about = [f"Translations in {args.translations} of the split {args.split}."]
+    results, notes = report(files, scoring, args.output, about)
+    if args.json:
+        from moe_nmt.evaluation.output import as_json
+
+        write_text(args.json, as_json(results))
+    if args.markdown:
+        write_text(args.markdown, render(results, notes, markdown=True))
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
-    """Scores, prints the tables and writes the files asked for; UserError where something cannot be scored."""
-    thresholds = Thresholds(args.high_from, args.low_from)
-    corpus = Corpus.open(args.corpus) if args.corpus else None
-    files = choose(find_translations(args.translations, args.split), args.directions, args.translations)
-    sizes = {direction: corpus.counts(direction)["train"] for direction in files} if corpus else {}
-    scores = dict(score_all(files, corpus, args.split))
-    results = Results(scores, {direction: thresholds.bucket(size) for direction, size in sizes.items()})
-    notes = list(notes_on(results, corpus))
+def report(
+    files: Mapping[Direction, Path], scoring: Scoring, output: Path | None, about: list[str]
+) -> tuple[Results, list[str]]:
+    """Scores the translations, prints the tables and writes the folder `output`; returns the results and notes on them.
+
+    `about` says on the page what was translated. UserError where something cannot be scored.
+    """
+    from moe_nmt.evaluation.scoring import Texts, evaluate_all, languages_of
+
+    corpus = scoring.corpus
+    texts = [Texts.of(direction, path, corpus, scoring.split) for direction, path in files.items()]
+    languages = corpus.languages if corpus else languages_of(files)
+    evaluations = evaluate_all(texts, languages, scoring.lid_model, scoring.identify, scoring.workers)
+    results = Results(
+        {direction: evaluation.score for direction, evaluation in evaluations.items()},
+        {direction: evaluation.signs for direction, evaluation in evaluations.items()},
+        {direction: corpus.counts(direction)["train"] for direction in files} if corpus else {},
+        scoring.thresholds,
+    )
+    notes = list(notes_on(results, scoring))
     print(render(results, notes), end="")
-    if args.json:
-        write_text(args.json, json.dumps(results.as_dict(), indent=2, ensure_ascii=False) + "\n")
-    if args.markdown:
-        write_text(args.markdown, render(results, notes, markdown=True))
+    if output:
+        from moe_nmt.evaluation.output import write_evaluation
+
+        write_evaluation(output, results, evaluations, about, notes)
+    return results, notes
 
 
 def choose(found: dict[Direction, Path], wanted: str | None, folder: Path) -> dict[Direction, Path]:
@@ -103,45 +172,21 @@ def choose(found: dict[Direction, Path], wanted: str | None, folder: Path) -> di
     return {direction: found[direction] for direction in directions}
 
 
-def score_all(files: dict[Direction, Path], corpus: Corpus | None, split: str) -> Iterator[tuple[Direction, Score]]:
-    """Scores one direction after the other, and says on stderr how far it is."""
-    for number, (direction, path) in enumerate(files.items(), start=1):
-        print(f"score: {number}/{len(files)} {direction}", file=sys.stderr, flush=True)
-        translations = read_translations(path)
-        references = read_references(translations, direction, corpus, split)
-        yield direction, score(translations.hypotheses, references, direction.target)
-
-
-def read_references(translations: Translations, direction: Direction, corpus: Corpus | None, split: str) -> list[str]:
-    """The references, from the raw text of the corpus if there is one; ScoreError unless there is one a translation."""
-    if corpus is None:
-        if translations.references is None:
-            raise ScoreError(
-                f"{translations.path} comes without references: name the corpus it was translated from, --corpus"
-            )
-        return translations.references
-    path = corpus.text("raw", split, corpus.pair(direction), direction.target)
-    if not path.is_file():
-        raise ScoreError(f"{path} is missing, so {direction} has no reference: choose another --split or direction")
-    references = list(read_lines(path))
-    if len(references) != len(translations.hypotheses):
-        raise ScoreError(
-            f"{translations.path} has {len(translations.hypotheses)} translations and {path} has {len(references)} "
-            "references: translate the whole split again"
-        )
-    return references
-
-
-def notes_on(results: Results, corpus: Corpus | None) -> Iterator[str]:
+def notes_on(results: Results, scoring: Scoring) -> Iterator[str]:
     """What a reader must know beside the numbers."""
     if "spbleu" not in results.metrics:
-        yield f"spBLEU is left out: its SentencePiece model is not at hand ({spbleu_model()})."
-    if corpus is None:
+        yield f"spBLEU is left out: its SentencePiece model is not at hand ({spbleu_model()}); --spbleu fetches it."
+    if scoring.identify:
+        yield f"Languages were identified by {scoring.lid_model or 'py3langid'}."
+    else:
+        yield "Off-target rates are left out: no language identification is at hand (pip install 'moe_nmt[langid]')."
+    if scoring.corpus is None:
         yield (
             "Without --corpus there are no buckets, and the references are the T- lines of fairseq-generate, "
             "in which unknown pieces are <unk>."
         )
     else:
-        missing = [str(direction) for direction in corpus.directions if direction not in results.scores]
+        directions = scoring.corpus.directions
+        missing = [str(direction) for direction in directions if direction not in results.scores]
         if missing:
-            yield f"Not scored, of the corpus's {len(corpus.directions)} directions: {', '.join(missing)}."
+            yield f"Not scored, of the corpus's {len(directions)} directions: {', '.join(missing)}."

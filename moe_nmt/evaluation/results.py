@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from moe_nmt.data import Direction, is_english
 from moe_nmt.evaluation.metrics import Score
+from moe_nmt.evaluation.signs import Signs
 from moe_nmt.evaluation.translations import ScoreError
 
 METRICS = ("bleu", "chrf++", "spbleu")
@@ -42,10 +43,17 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Results:
-    """The score of each direction, and its bucket where the number of its training pairs is known."""
+    """The score of each direction, the signs of bad translations in it, and its training pairs where they are known."""
 
     scores: Mapping[Direction, Score]
-    buckets: Mapping[Direction, str]
+    signs: Mapping[Direction, Signs]
+    sizes: Mapping[Direction, int]
+    thresholds: Thresholds
+
+    @property
+    def buckets(self) -> dict[Direction, str]:
+        """The bucket of each direction whose training pairs are known."""
+        return {direction: self.thresholds.bucket(size) for direction, size in self.sizes.items()}
 
     @property
     def metrics(self) -> list[str]:
@@ -58,8 +66,8 @@ class Results:
 
     def group(self, group: str, bucket: str | None = None) -> list[Direction]:
         """The directions of a group of GROUPS, all or those of one bucket."""
-        member = GROUPS[group]
-        return [d for d in self.scores if member(d) and (bucket is None or self.buckets.get(d) == bucket)]
+        member, buckets = GROUPS[group], self.buckets
+        return [d for d in self.scores if member(d) and (bucket is None or buckets.get(d) == bucket)]
 
     def signatures(self) -> dict[str, str | dict[str, str]]:
         """sacrebleu's signature by metric; that of BLEU by tokenizer, which depends on the target language."""
@@ -68,12 +76,15 @@ class Results:
         return {"bleu": bleu, **{name: first.signatures[name] for name in self.metrics if name != "bleu"}}
 
     def as_dict(self) -> dict[str, object]:
-        """The results as JSON holds them, rounded to two decimals."""
+        """The results as JSON holds them: scores rounded to two decimals, shares and ratios to four."""
+        buckets = self.buckets
         directions = {
             str(direction): {
                 **_rounded(score.values),
-                "bucket": self.buckets.get(direction),
+                "bucket": buckets.get(direction),
+                "training_pairs": self.sizes.get(direction),
                 "sentences": score.sentences,
+                **_rounded(self.signs[direction].known(), 4),
             }
             for direction, score in self.scores.items()
         }
@@ -86,5 +97,5 @@ class Results:
         }
 
 
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 2) for name, value in values.items()}
+def _rounded(values: Mapping[str, float], digits: int = 2) -> dict[str, float]:
+    return {name: round(value, digits) for name, value in values.items()}

@@ -15,6 +15,12 @@ from moe_nmt.fairseq_plugin.model import TransformerMoEModel
 Hypothesis = dict[str, Tensor]
 
 
+def longest_translation(generator: Any, source_length: int) -> int:
+    """The tokens that fairseq's generator allows a translation before the end of sentence, in a batch whose longest
+    source has `source_length`."""
+    return min(int(generator.max_len_a * source_length + generator.max_len_b), generator.max_len - 1)
+
+
 class BeamSearchGenerator:
     """Finds what fairseq's `SequenceGenerator` finds, with its settings.
 
@@ -22,6 +28,9 @@ class BeamSearchGenerator:
     sentence; candidates are the best of each hypothesis, then of each sentence; a sentence that has as many finished
     hypotheses as the beam is wide leaves the batch. What is not plain beam search with one `transformer_moe` is left to
     fairseq's generator, which also answers for all other attributes.
+
+    `sample["max_lengths"]`, a list of B numbers, may limit each translation on its own (tokens before the end of
+    sentence); else all have the limit that fairseq computes from the longest source of the batch.
     """
 
     def __init__(self, generator: SequenceGenerator):
@@ -65,8 +74,8 @@ class BeamSearchGenerator:
         model = self.model.single_model
         source = sample["net_input"]["src_tokens"]
         encoder_out = model.encoder.forward_torchscript(sample["net_input"])
-        max_len = min(int(self.max_len_a * source.shape[1] + self.max_len_b), self.max_len - 1)
-        assert self.min_len <= max_len, "min_len cannot be larger than max_len, please adjust these!"
+        max_lengths = sample.get("max_lengths") or [longest_translation(self, source.shape[1])] * source.shape[0]
+        assert self.min_len <= min(max_lengths), "min_len cannot be larger than max_len, please adjust these!"
         found: list[list[Hypothesis]] = [[] for _ in range(source.shape[0])]
         alive = list(range(source.shape[0]))
         tokens = source.new_full((source.shape[0], 1), self.eos if bos_token is None else bos_token)
@@ -74,19 +83,22 @@ class BeamSearchGenerator:
             source.shape[0], 1, device=source.device
         )  # cumulative; one column more than there are steps
         state: dict[Any, Any] = {}
-        for step in range(max_len + 1):
+        for step in range(max(max_lengths) + 1):
             logits = model.decoder(tokens, encoder_out, incremental_state=state)[0][:, -1]
             log_prob = self._log_probabilities(logits)
-            if prefix_tokens is not None and step < min(prefix_tokens.shape[1], max_len):
+            if prefix_tokens is not None and step < min(prefix_tokens.shape[1], *max_lengths):
                 forced = prefix_tokens[:, step : step + 1]
                 scores = torch.cat([scores, scores[:, -1:] + log_prob.gather(1, forced)], 1)
                 tokens = torch.cat([tokens, forced], 1)
                 continue
-            score, row, token = self._candidates(log_prob, scores, len(alive), step, max_len)
+            last = [place for place, s in enumerate(alive) if max_lengths[s] == step]
+            score, row, token = self._candidates(log_prob, scores, len(alive), step, last)
             ended = token.eq(self.eos) & score.isfinite()
             finishing = ended[:, : self.beam_size].nonzero().tolist()
             self._finish(finishing, found, alive, tokens, scores, score, row)
-            remaining = [place for place, s in enumerate(alive) if len(found[s]) < self.beam_size and step < max_len]
+            remaining = [
+                place for place, s in enumerate(alive) if len(found[s]) < self.beam_size and step < max_lengths[s]
+            ]
             if not remaining:
                 break
             kept = None
@@ -113,19 +125,24 @@ class BeamSearchGenerator:
         return log_prob
 
     def _candidates(
-        self, log_prob: Tensor, scores: Tensor, sentences: int, step: int, max_len: int
+        self, log_prob: Tensor, scores: Tensor, sentences: int, step: int, last: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The 2 * beam best continuations of each sentence: cumulative scores, rows that they continue, and tokens."""
+        """The 2 * beam best continuations of each sentence: cumulative scores, rows that they continue, and tokens.
+
+        The sentences in `last` can only end.
+        """
         log_prob[:, self.pad] = -math.inf
         if step < self.min_len:
             log_prob[:, self.eos] = -math.inf
-        if step == max_len:
-            value, token = log_prob[:, self.eos, None], torch.full_like(log_prob[:, :1], self.eos, dtype=torch.int64)
-        else:
-            value, token = log_prob.topk(2 * self.beam_size)
+        if last:
+            by_sentence = log_prob.view(sentences, -1, log_prob.shape[1])
+            ends = by_sentence[last, :, self.eos]
+            by_sentence[last] = -math.inf
+            by_sentence[last, :, self.eos] = ends
+        value, token = log_prob.topk(2 * self.beam_size)
         hypotheses, each = log_prob.shape[0] // sentences, value.shape[1]
         value = (value + scores[:, -1:]).view(sentences, -1)
-        score, place = value.topk(min(2 * self.beam_size, value.shape[1]))
+        score, place = value.topk(2 * self.beam_size)
         first = torch.arange(sentences, device=place.device)[:, None] * hypotheses
         return score, first + place // each, token.view(sentences, -1).gather(1, place)
 

@@ -1,24 +1,25 @@
-"""Translating a held-out split in all directions of a checkpoint by one process, which loads the model once."""
+"""Translating a held-out split in all directions of a checkpoint by one process: what to translate, and where to."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq import checkpoint_utils, tasks, utils
-from fairseq.data import ConcatDataset, FairseqDataset
 from fairseq.dataclass.configs import GenerationConfig
+from tqdm import tqdm
 
 from moe_nmt.data import Direction
 from moe_nmt.data.directions import unknown
 from moe_nmt.data.text import rewriting
 from moe_nmt.errors import UserError
-from moe_nmt.fairseq_plugin.task import MultilingualTranslationMoETask, check_data, has_data
+from moe_nmt.evaluation.resuming import Journal, Record, facts, journal
+from moe_nmt.fairseq_plugin.data_folders import check_data, has_data
+from moe_nmt.fairseq_plugin.decoding import TestSets, decode, load_test_sets
+from moe_nmt.fairseq_plugin.task import MultilingualTranslationMoETask
 
 
 def translate(
@@ -34,38 +35,80 @@ def translate(
     max_tokens: int = 12000,
     dtype: torch.dtype = torch.float32,
     cpu: bool = False,
-) -> None:
-    """Write `output`/DIRECTION.hyp, one translation a line in the order of the split; says on stderr how far it is.
+) -> dict[Direction, Path]:
+    """Write `output`/DIRECTION.hyp, one translation a line in the order of the split; returns the files by direction.
 
-    The translations are those of `fairseq-generate --remove-bpe sentencepiece` for each direction, with the same
-    batches. Without `directions` all of the checkpoint that have data are translated; those given may be others between
-    its languages. `lang_dict` is the file of languages where the one that the checkpoint names has moved;
+    The translations are those that `fairseq-generate` finds for each direction with the same options (see `decode`).
+    Without `directions` all of the checkpoint that have data are translated; those given may be others between its
+    languages. `lang_dict` is the file of languages where the one that the checkpoint names has moved;
     `model_overrides` are options of the model to change.
 
-    A file is written when its direction is complete, and a direction is left out if its file is there and no older than
-    the checkpoint. Runs on a GPU if there is one, unless `cpu`.
+    Finished batches are kept in a journal in `output`, so that a call that is interrupted is taken up by the next one
+    like it. Directions that are done with this checkpoint, these data and options are left out. Runs on a GPU if there
+    is one, unless `cpu`.
 
     Raises:
         UserError: if checkpoint or data cannot be read or do not fit together, for an unknown split or language, a
-            direction without data, a sentence that is longer than the model allows, or scores that are not finite.
+            direction without data, a sentence that is longer than the model allows, scores that are not finite, or
+            an `output` that another process is writing or that is full.
     """
     overrides = {"data": data} | ({"lang_dict": lang_dict} if lang_dict else {}) | dict(model_overrides or {})
     task, model = load(checkpoint, overrides, directions)
     wanted = choose(task, checkpoint, split, directions)
-    files = {direction: output / f"{direction}.hyp" for direction in wanted}
-    due = [direction for direction, path in files.items() if not is_up_to_date(path, checkpoint)]
+    inputs = {direction: [facts(path) for path in binarized(task.args.data, split, direction)] for direction in wanted}
+    record = Record(
+        output,
+        {
+            "checkpoint": facts(checkpoint)[1:],
+            **{"split": split, "max_tokens": max_tokens, "dtype": str(dtype)},
+            **{name: getattr(search, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")},
+            "model_overrides": {name: str(value) for name, value in (model_overrides or {}).items()},
+        },
+    )
+    due = {direction: files for direction, files in inputs.items() if not record.holds(direction, files)}
     if len(due) < len(wanted):
         print(f"translate: {len(wanted) - len(due)} of {len(wanted)} directions are done already", file=sys.stderr)
-    if not due:
-        return
-    model.make_generation_fast_()
-    model.to(device="cuda" if torch.cuda.is_available() and not cpu else "cpu", dtype=dtype)
-    datasets = load_directions(task, split, due)
-    progress = Progress(sum(map(len, datasets)))
-    for direction, dataset in zip(due, datasets, strict=True):
-        with rewriting(files[direction]) as (file,):
-            lines = translate_direction(task, model, direction, dataset, search, max_tokens, progress)
-            file.writelines(f"{line}\n" for line in lines)
+    if due:
+        model.make_generation_fast_()
+        model.to(device="cuda" if torch.cuda.is_available() and not cpu else "cpu", dtype=dtype)
+        sets = load_test_sets(task, model, split, list(due), max_tokens)
+        work = record.work | {"data": [[str(direction), files] for direction, files in due.items()]}
+        with journal(output / ".translations.journal", work) as finished:
+            texts = decode_all(task, model, sets, search, max_tokens, finished)
+            for direction, lines in zip(due, sets.by_direction(texts), strict=True):
+                with rewriting(record.file(direction)) as (file,):
+                    file.writelines(f"{line}\n" for line in lines)
+            record.add(due)
+    return {direction: record.file(direction) for direction in wanted}
+
+
+def decode_all(
+    task: MultilingualTranslationMoETask,
+    model: Any,
+    sets: TestSets,
+    search: GenerationConfig,
+    max_tokens: int,
+    finished: Journal,
+) -> list[str]:
+    """The translations of all sentences: those in the journal, and the others, which are added to it batch by batch."""
+    texts = {index: text for batch in finished.entries for index, text in batch}
+    tokens = sets.sizes[:, 0]
+    on_terminal = sys.stderr.isatty()
+    with tqdm(
+        desc="translate",
+        total=int(tokens.sum()),
+        initial=int(tokens[list(texts)].sum()),
+        unit=" tokens",
+        unit_scale=True,
+        mininterval=0.2 if on_terminal else 15,
+        dynamic_ncols=on_terminal,
+    ) as progress:
+        for batch in decode(task, model, sets, search, max_tokens, done=texts):
+            finished.add(list(batch.items()))
+            texts.update(batch)
+            progress.set_postfix_str(f"{len(texts):,} of {len(sets):,} sentences", refresh=False)
+            progress.update(int(tokens[list(batch)].sum()))
+    return [texts[index] for index in range(len(sets))]
 
 
 def load(
@@ -118,78 +161,13 @@ def choose(
     return list(wanted)
 
 
-def is_up_to_date(path: Path, checkpoint: Path) -> bool:
-    """Whether the file is there and no older than the checkpoint."""
-    return path.is_file() and path.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
-
-
-def load_directions(
-    task: MultilingualTranslationMoETask, split: str, directions: Sequence[Direction]
-) -> list[FairseqDataset]:
-    """The data of each direction, in the form that `fairseq-generate` gives it."""
-    task.data_manager.lang_pairs = [str(direction) for direction in directions]
-    loaded, _ = task.data_manager.load_split_datasets(split, training=False)
-    return [ConcatDataset([dataset]) for _, dataset in loaded]
-
-
-def translate_direction(
-    task: MultilingualTranslationMoETask,
-    model: Any,
-    direction: Direction,
-    dataset: FairseqDataset,
-    search: GenerationConfig,
-    max_tokens: int,
-    progress: Progress,
-) -> list[str]:
-    """The best translation of each sentence as text, in the order of the data."""
-    task.args.source_lang, task.args.target_lang = direction.source, direction.target  # what its language tag is
-    generator = task.build_generator([model], search)
-    limits = utils.resolve_max_positions(task.max_positions(), model.max_positions())
-    check_lengths(dataset, limits, max_tokens, direction)
-    batches = task.get_batch_iterator(dataset, max_tokens=max_tokens, max_positions=limits)
-    texts = [""] * len(dataset)
-    for sample in on_device(batches.next_epoch_itr(shuffle=False), model):
-        found = task.inference_step(generator, [model], sample)
-        for number, hypotheses in zip(sample["id"].tolist(), found, strict=True):
-            if not hypotheses:
-                raise UserError(
-                    f"the model has no finite score for line {number + 1} of {direction}; it has diverged, "
-                    "or needs more than half precision."
-                )
-            texts[number] = task.target_dictionary.string(
-                hypotheses[0]["tokens"], "sentencepiece", extra_symbols_to_ignore=generator.symbols_to_strip_from_output
-            )
-        progress.add(len(found), direction)
-    return texts
-
-
-def on_device(batches: Any, model: Any) -> Iterator[dict[str, Any]]:
-    """The batches, each moved to where the model is."""
-    device = next(model.parameters()).device
-    return (utils.move_to_cuda(batch, device) if device.type == "cuda" else batch for batch in batches)
-
-
-def check_lengths(dataset: FairseqDataset, limits: tuple[int, int], max_tokens: int, direction: Direction) -> None:
-    """Raise a `UserError` for a sentence pair that has more tokens than the model has positions, or a batch room."""
-    _, too_long = dataset.filter_indices_by_size(np.arange(len(dataset)), limits)
-    if len(too_long):
-        raise UserError(
-            f"line {min(too_long) + 1} of {direction} has more tokens than the model takes ({limits[0]} in the source, "
-            f"{limits[1]} in the target); shorten it, or leave the direction out with --directions."
-        )
-    longest = int(dataset.sizes.max())
-    if longest > max_tokens:
-        raise UserError(f"{direction} has a sentence of {longest} tokens; raise --max-tokens {max_tokens} to that.")
-
-
-class Progress:
-    """Says on stderr how many sentences are translated, and about how long the others will take."""
-
-    def __init__(self, total: int):
-        self.total, self.done, self.start = total, 0, time.monotonic()
-
-    def add(self, sentences: int, direction: Direction) -> None:
-        self.done += sentences
-        left = int((time.monotonic() - self.start) / self.done * (self.total - self.done))
-        line = f"{direction}, {self.done:,} of {self.total:,} sentences, about {left // 60}:{left % 60:02d} left"
-        print(f"\rtranslate: {line:<70}", end="\n" if self.done == self.total else "", file=sys.stderr, flush=True)
+def binarized(data: str, split: str, direction: Direction) -> list[Path]:
+    """The files of binarized data of a direction, in all shards."""
+    names = [
+        f"{split}.{pair}.{language}.{kind}"
+        for pair in (direction, direction.reverse)
+        for language in (direction.source, direction.target)
+        for kind in ("bin", "idx")
+    ]
+    paths = [Path(folder) / name for folder in utils.split_paths(data) for name in names]
+    return [path for path in paths if path.is_file()]

@@ -2,16 +2,21 @@
 
 import argparse
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from moe_nmt.data import Corpus, Direction
 from moe_nmt.data.text import write_text
-from moe_nmt.evaluation import cli
+from moe_nmt.errors import UserError
+from moe_nmt.evaluation import cli, scoring
 from moe_nmt.evaluation.metrics import score
 
 pytest.importorskip("sacrebleu")
 
+BIN = Path(sys.executable).parent
 ENGLISH = [f"This is the {n} sentence of the small test ." for n in ("first", "second", "third", "last")]
 GERMAN = [f"Dies ist der {n} Satz des kleinen Tests ." for n in ("erste", "zweite", "dritte", "letzte")]
 CHINESE = ["这是小测试的第一句。", "这是小测试的第二句。", "这是小测试的第三句。", "这是最后一句。"]
@@ -59,12 +64,12 @@ def run(*arguments):
 
 
 @pytest.fixture
-def refuses(capsys):
+def refuses():
     def check(*arguments):
-        assert run(*arguments) == 2
-        *_, last = capsys.readouterr().err.splitlines()
-        assert last.startswith("moe-nmt score: error: ")
-        return last
+        with pytest.raises((UserError, OSError)) as refused:
+            run(*arguments)
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
 
     return check
 
@@ -211,6 +216,28 @@ def test_refuses_plain_text_without_a_corpus(translations, refuses):
 
 def test_refuses_thresholds_upside_down(translations, refuses):
     assert "make no buckets" in refuses(translations, "--high-from", 10, "--low-from", 20)
+
+
+def test_processes_side_by_side_find_the_same(translations, corpus, tmp_path, monkeypatch, refuses):
+    run(translations, "--corpus", corpus, "--json", tmp_path / "one.json")
+    monkeypatch.setattr(scoring, "SMALL", 0)
+    run(translations, "--corpus", corpus, "--json", tmp_path / "two.json", "--workers", "2")
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+    write_text(translations / "deu-eng.hyp", "one\ntwo\n")
+    assert "deu-eng.hyp has 2 translations and" in refuses(translations, "--corpus", corpus, "--workers", "2")
+
+
+def test_refuses_a_missing_language_model(translations, corpus, refuses, tmp_path):
+    assert "no.bin" in refuses(translations, "--corpus", corpus, "--lid-model", tmp_path / "no.bin")
+
+
+def test_the_command_says_it_in_one_sentence(translations):
+    done = subprocess.run([BIN / "moe-nmt", "score", translations / "deu-eng.hyp"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == f"moe-nmt: error: {translations}/deu-eng.hyp is no folder: give the one that holds the translations\n"
+    )
 
 
 def test_refuses_to_write_where_it_cannot(translations, corpus, refuses):

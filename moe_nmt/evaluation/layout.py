@@ -1,10 +1,11 @@
-"""Tables of the reports: columns for the terminal, Markdown for a file."""
+"""How a table is laid out as text: columns for the terminal, Markdown for a file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 Table = Sequence[Sequence[str]]
+"""Rows of cells, of which the first is the header."""
 
 
 def as_columns(table: Table) -> str:
@@ -14,11 +15,11 @@ def as_columns(table: Table) -> str:
     for first, *others in table:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def as_markdown(table: Table) -> str:
-    """The same as a table of Markdown; the first row is its header."""
+    """The same as a table of Markdown."""
     header, *rows = table
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
