@@ -45,7 +45,12 @@ def as_dict(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, object]:
         }
         for outcome in outcomes
     ]
-    total = {"lines": sum(outcome.part.lines for outcome in outcomes), **fates(outcomes)}
+    total = {
+        "lines": lines_of(outcomes),
+        "dropped_by_collect": sum((Counter(outcome.part.dropped) for outcome in outcomes), Counter()),
+        "fallen": sum((outcome.fallen for outcome in outcomes), Counter()),
+        "kept": sum(outcome.kept for outcome in outcomes),
+    }
     return {"filters": {name: str(spec) for name, spec in plan.steps}, "total": total, "texts": rows}
 
 

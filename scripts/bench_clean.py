@@ -85,16 +85,17 @@ def whole(folder: Path, directions: int, pairs: int, workers: int) -> dict[str, 
     corpus = fresh_copy(corpus, "unbroken")
     cleaning, clean_memory = run(log, *step("clean", corpus, "--workers", workers))
     report = json.loads((corpus / "reports" / "clean.json").read_text())
-    accounted = sum(count for name, count in report["total"].items() if name != "lines")
+    total = report["total"]
+    accounted = sum(total["dropped_by_collect"].values()) + sum(total["fallen"].values()) + total["kept"]
     return {
         "pairs": directions * pairs,
         "directions": directions,
         "collect": {"seconds": collecting, "peak_gb": collect_memory},
         "clean": {"seconds": cleaning, "peak_gb": clean_memory},
         "pairs_per_second": directions * pairs / (collecting + cleaning),
-        "lines": report["total"]["lines"],
+        "lines": total["lines"],
         "accounted": accounted,
-        "kept": report["total"]["kept"],
+        "kept": total["kept"],
         "digest": digest(corpus),
     }
 
