@@ -8,6 +8,7 @@ the number of processes.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections import Counter
@@ -283,5 +284,11 @@ def add_counts(outcome: Outcome, work: Path, passes: Sequence[Pass], chunk: Chun
             shown = outcome.examples.setdefault(name, [])
             shown += pairs[: EXAMPLES - len(shown)]
         if step.duplicates:
-            fallen = json.loads(rows_of(work, number, chunk.pair).read_text(encoding="utf-8"))
+            fallen = fallen_duplicates(rows_of(work, number, chunk.pair))
             outcome.fallen.update({name: by_chunk.get(str(chunk.number), 0) for name, by_chunk in fallen.items()})
+
+
+@functools.lru_cache(maxsize=8)
+def fallen_duplicates(counts: Path) -> dict[str, dict[str, int]]:
+    """What `compare_pair` counted of a language pair, read once for all of its chunks."""
+    return json.loads(counts.read_text(encoding="utf-8"))

@@ -124,7 +124,7 @@ def test_only_the_plugin_and_the_commands_import_fairseq():
     assert {module for module in importers if not is_in(module, MAY_IMPORT_FAIRSEQ)} == set()
 
 
-def test_data_preparation_uses_nothing_but_the_data_package():
+def test_data_preparation_uses_little_of_the_package():
     ours = {(m, name) for m in SOURCES if is_in(m, {"data_prep"}) for name in imports_of(m)}
     ours = {(module, name) for module, name in ours if is_in(name, {"moe_nmt", "data_prep"})}
     assert {(module, name) for module, name in ours if not is_in(name, DATA_PREP_MAY_USE)} == set()
