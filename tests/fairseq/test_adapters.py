@@ -97,7 +97,7 @@ def test_the_checkpoint_names_the_languages_of_its_adapters(corpus, trained, tmp
 def test_training_with_hyper_adapters_that_was_killed_ends_as_if_nothing_had_happened(corpus, trained, tmp_path):
     flags = ("--adapters", "hyper(dim=8,hidden=4)", *FROZEN, "--save-interval-updates", "10")
     killed = adapt_command(corpus, trained, tmp_path / "killed", 45, *flags)
-    train_until(killed, tmp_path / "log", 25)
+    train_until(killed, 25)
     assert "@ 20 updates" in must_run(killed).stdout
     must_run(adapt_command(corpus, trained, tmp_path / "unbroken", 45, *flags))
     assert_equal(final_state(tmp_path / "killed"), final_state(tmp_path / "unbroken"))

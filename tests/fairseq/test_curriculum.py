@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import re
 import sys
-import time
 
 import fairseq_cli.train
 import pytest
@@ -17,6 +16,7 @@ from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.task import read_curriculum
 from moe_nmt.training.curriculum import Curriculum
 from tests.fairseq.conftest import run
+from tests.fairseq.killing import kill_after
 from tests.fairseq.test_bad_input import refuse
 from tests.fairseq.test_resume import assert_equal, final_state
 
@@ -51,8 +51,10 @@ def command(corpus, tmp_path, name: str, *flags: str, updates: int = UPDATES):
     )
 
 
-def fairseq_train(command: list[str], log: str) -> None:
+def fairseq_train(command: list[str], log: str, kill_at: int | None) -> None:
     """The command fairseq-train, in a process of its own."""
+    if kill_at is not None:
+        kill_after(kill_at)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -62,15 +64,9 @@ def fairseq_train(command: list[str], log: str) -> None:
 
 
 def train(command, log, kill_at: int | None = None) -> str:
-    """Train to the end, or until this update is logged and then SIGKILL; returns the log."""
-    process = WARM.Process(target=fairseq_train, args=([str(c) for c in command], str(log)))
+    """Train to the end, or to this update and then SIGKILL; returns the log."""
+    process = WARM.Process(target=fairseq_train, args=([str(c) for c in command], str(log), kill_at))
     process.start()
-    deadline = time.monotonic() + 300
-    while kill_at is not None and f'"num_updates": "{kill_at}"' not in (log.read_text() if log.exists() else ""):
-        assert process.is_alive() and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.02)
-    if kill_at is not None:
-        process.kill()
     process.join(300)
     text = log.read_text()
     assert process.exitcode == (0 if kill_at is None else -9), text[-3000:]

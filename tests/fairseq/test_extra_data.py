@@ -170,7 +170,7 @@ def test_a_run_that_was_killed_goes_on_in_its_shard(extended, tmp_path):
     flags = ("--virtual-epoch-size", "130", "--virtual-data-size", "400")
     flags = (*flags, "--save-interval-updates", "45", "--save-interval", "1000")
     killed = train_command(extended, tmp_path / "killed", 70, *flags)
-    train_until(killed, tmp_path / "log", 50)
+    train_until(killed, 50)
     state = torch.load(tmp_path / "killed/checkpoint_last.pt")["extra_state"]["train_iterator"]
     assert state["epoch"] > 1 and state["iterations_in_epoch"] > 0
     assert "@ 45 updates" in must_run(killed).stdout

@@ -1,28 +1,19 @@
 """A run that is killed goes on from its last checkpoint and ends as if nothing had happened."""
 
-import os
 import signal
-import subprocess
-import time
+import sys
 
 import torch
 
-from tests.fairseq.conftest import BIN, ROOT, must_run
+from tests.fairseq.conftest import ROOT, must_run, run
 
 FLAGS = ("--save-interval-updates", "20", "--disable-validation", "--keep-interval-updates", "1")
 
 
-def train_until(command, log, update: int) -> None:
-    """Start a training, and kill it with SIGKILL once it has logged `update`."""
-    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with log.open("w") as file:
-        process = subprocess.Popen([str(c) for c in command], stdout=file, stderr=file, env=environment)
-        deadline = time.monotonic() + 300
-        while f"num_updates={update}," not in log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+def train_until(command, update: int) -> None:
+    """Start a training, which is killed by SIGKILL right after `update`."""
+    done = run([sys.executable, ROOT / "tests/fairseq/killing.py", str(update), *command[1:]])
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 
 def final_state(folder):
@@ -47,8 +38,8 @@ def assert_equal(a, b) -> None:
 def check_resumes_exactly(corpus, tmp_path, *flags: str) -> None:
     flags = (*FLAGS, *flags)
     killed = corpus.train_command(tmp_path / "killed", 70, *flags)
-    train_until(killed, tmp_path / "log", 50)
-    assert not (tmp_path / "killed/checkpoint_1_60.pt").exists()
+    train_until(killed, 45)
+    assert [path.name for path in (tmp_path / "killed").glob("checkpoint_*_*.pt")] == ["checkpoint_1_40.pt"]
     log = must_run(killed).stdout
     assert "Loaded checkpoint" in log and "@ 40 updates" in log
     must_run(corpus.train_command(tmp_path / "unbroken", 70, *flags))
