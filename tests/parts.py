@@ -28,6 +28,7 @@ SUPPLIED = {"dim": DIM, "ffn_dim": FFN_DIM, "num_experts": EXPERT_COUNT, "host":
 REQUIRED = {
     "count": EXPERT_COUNT,
     "clusters": 2,
+    "nodes": 2,
     "value": 0.5,
     "start": 0.25,
     "end": 0.75,
@@ -72,7 +73,7 @@ def make_layer(
     return MoELayer(
         ROUTERS.build(router, dim=dim, num_experts=built.num_experts),
         built,
-        DISPATCHERS.build(dispatcher),
+        DISPATCHERS.build(dispatcher, num_experts=built.num_experts),
         [REGULARIZERS.build(regularizer, num_experts=built.num_experts) for regularizer in regularizers],
         BRANCHES.build(branch, dim=dim, ffn_dim=ffn_dim) if isinstance(branch, str) else branch,
     )

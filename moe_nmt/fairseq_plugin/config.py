@@ -52,6 +52,9 @@ class TransformerMoEConfig:
         None, "dropout after the experts' activation (Switch's expert dropout, 0.4); None: as --activation-dropout"
     )
     moe_dispatch: str = _option("sorted", "how tokens are brought to their experts")
+    moe_ranks_per_node: int | None = _option(
+        None, "how many adjacent processes count as one node, for all_to_all; None: as the launcher says, or all"
+    )
     moe_regularizers: str = _option("[]", "list of regularizers of the layer, for example [eom(p=0.2)]")
     moe_branch: str = _option("", "what is computed beside the experts; empty: nothing")
     adapters: str = _option("", "adapters of all layers, for example bottleneck(dim=64); empty: none")

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moe_nmt.adapters import ADAPTERS, ADAPTERS_PREFIX, Adapters, Host, LayerAdapter, Side
+from moe_nmt.distributed.gradients import mark_local
+from moe_nmt.distributed.groups import ExpertGroup
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.config import ARCHITECTURES, TransformerMoEConfig, apply_architecture
 from moe_nmt.fairseq_plugin.layers import DecoderLayer, DenseFeedForward, EncoderLayer, MoEFeedForward, RealTokens
@@ -53,15 +55,36 @@ def build_feed_forward(config: TransformerMoEConfig, side: str, layer: int) -> n
     experts = EXPERTS.build(config.moe_experts, **supplied | config.expert_dropout())
     number = layer + (config.encoder_layers if side == "decoder" else 0)
     supplied |= {"num_experts": experts.num_experts, "causal": side == "decoder", "layer": number}
+    dispatcher = DISPATCHERS.build(config.moe_dispatch, ranks_per_node=config.moe_ranks_per_node, **supplied)
+    if dispatcher.group.size > 1:
+        experts.take_part(dispatcher.group.rank, dispatcher.group.size)
+        mark_local(experts.parameters())
+    supplied["group"] = dispatcher.group
     return MoEFeedForward(
         MoELayer(
             ROUTERS.build(config.moe_router, **supplied),
             experts,
-            DISPATCHERS.build(config.moe_dispatch),
+            dispatcher,
             [REGULARIZERS.build(spec, **supplied) for spec in parse_list(config.moe_regularizers)],
             BRANCHES.build(config.moe_branch, **supplied) if config.moe_branch else None,
         )
     )
+
+
+def expert_group_of(model: nn.Module) -> ExpertGroup:
+    """The ranks that the experts of a model are spread over.
+
+    Raises:
+        UserError: if they are not the same for all layers.
+    """
+    groups = {module.dispatcher.group for module in model.modules() if isinstance(module, MoELayer)}
+    if len({group.size for group in groups}) > 1:
+        sizes = " and ".join(str(size) for size in sorted({group.size for group in groups}))
+        raise UserError(
+            f"the experts of different layers would be spread over {sizes} processes; choose one number that divides "
+            "all their numbers of experts, as in --moe-dispatch 'all_to_all(ranks=2)'."
+        )
+    return next(iter(groups), ExpertGroup())
 
 
 def build_embedding(dictionary: Dictionary, dim: int) -> nn.Embedding:

@@ -35,7 +35,8 @@ class Routing(NamedTuple):
     `token_A`: int64, which token. `expert_A`: int64, to which expert; the order of the assignments is their priority
     when capacity is short. `weight_A`: float32, the factor of that expert's output; it carries the router's gradient.
     `prob_NE`: float32, routing probabilities. `logit_NE`: float32, scores before the softmax. `dropped_E`: int64, how
-    many assignments each expert lost for lack of capacity; None: capacity was not limited.
+    many assignments each expert lost for lack of capacity; None: capacity was not limited. `local`: every assignment,
+    on all ranks, is to an expert of the token's own rank, so that nothing need travel.
     """
 
     token_A: Tensor
@@ -44,6 +45,7 @@ class Routing(NamedTuple):
     prob_NE: Tensor
     logit_NE: Tensor
     dropped_E: Tensor | None = None
+    local: bool = False
 
 
 class BranchGate(NamedTuple):

@@ -22,10 +22,8 @@ LOOK = 256
 def mark_stacked(model: nn.Module) -> None:
     """Tell `ExpertAdam` which parameters are stacked, [E, …]: each gets the attribute `num_experts`."""
     for layer in (m for m in model.modules() if isinstance(m, MoELayer)):
-        experts = layer.experts.num_experts
-        for parameter in layer.experts.parameters():
-            if parameter.dim() > 1 and parameter.shape[0] == experts:
-                parameter.num_experts = experts  # type: ignore[attr-defined]
+        for parameter in layer.experts.stacked().values():
+            parameter.num_experts = layer.experts.num_experts  # type: ignore[attr-defined]
 
 
 def touched_experts(gradient: Tensor) -> list[int]:

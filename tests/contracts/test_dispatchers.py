@@ -31,7 +31,7 @@ def run(spec, kind, routes, dtype):
     x_ND = tokens(dtype=dtype).requires_grad_()
     routing = make_routing(routes, TOKENS, experts.num_experts)
     weight_A = routing.weight_A.clone().requires_grad_()
-    y_ND = DISPATCHERS.build(spec)(x_ND, with_weight(routing, weight_A), experts)
+    y_ND = DISPATCHERS.build(spec, num_experts=experts.num_experts)(x_ND, with_weight(routing, weight_A), experts)
     inputs = [x_ND, weight_A, *experts.parameters()]
     factor_ND = torch.linspace(-1, 1, y_ND.numel(), dtype=dtype).view_as(y_ND)
     gradients = torch.autograd.grad((y_ND * factor_ND).sum(), inputs, allow_unused=True)
@@ -55,7 +55,7 @@ def test_values_equal_the_loops(spec, routes):
     weights = {(token, expert): torch.tensor(weight) for token, expert, weight in ROUTES[routes]}
     stacked = (experts.weight1_EDF, experts.bias1_EF, experts.weight2_EFD, experts.bias2_ED)
     expected_ND = oracle.mixture(x_ND, weights, [[tensor[e] for tensor in stacked] for e in range(4)])
-    torch.testing.assert_close(DISPATCHERS.build(spec)(x_ND, routing, experts), expected_ND)
+    torch.testing.assert_close(DISPATCHERS.build(spec, num_experts=4)(x_ND, routing, experts), expected_ND)
 
 
 @every_dispatcher
@@ -71,7 +71,9 @@ def test_a_token_without_an_assignment_gets_zeros(spec, kind):
 def test_no_tokens_give_no_output(spec, kind, dtype):
     experts = EXPERTS.build(kind, **SUPPLIED).to(dtype)
     x_ND = tokens(0, dtype=dtype).requires_grad_()
-    y_ND = DISPATCHERS.build(spec)(x_ND, make_routing([], 0, experts.num_experts), experts)
+    y_ND = DISPATCHERS.build(spec, num_experts=experts.num_experts)(
+        x_ND, make_routing([], 0, experts.num_experts), experts
+    )
     assert y_ND.shape == (0, DIM) and y_ND.dtype == dtype
     y_ND.sum().backward()
 

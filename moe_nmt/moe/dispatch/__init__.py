@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from moe_nmt.distributed.groups import ExpertGroup
 from moe_nmt.moe.experts import Experts
 from moe_nmt.moe.routing import Routing
 from moe_nmt.registry import Registry
@@ -17,7 +18,12 @@ class Dispatcher:
 
     `dispatcher(x_ND, routing, experts)` returns `y_ND`, dtype of `x_ND`: for every token the sum over its assignments
     of weight times the expert's output. A token without an assignment gets zeros.
+
+    `group` are the ranks that share the experts; `experts` is the part of this one (see `Experts.take_part`), and
+    `routing` speaks of all of them.
     """
+
+    group = ExpertGroup()
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
         raise NotImplementedError
