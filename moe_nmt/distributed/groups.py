@@ -121,7 +121,8 @@ def _own(groups: Sequence[range]) -> Any:
     """The process group of this rank, made by all ranks together with those of the others."""
     if len(groups) == 1:
         return distributed.group.WORLD
-    own, _ = distributed.new_subgroups_by_enumeration([list(group) for group in groups], timeout=_timeout())
+    ranks = [list(group) for group in groups]
+    own, _ = distributed.new_subgroups_by_enumeration(ranks, timeout=_timeout())  # type: ignore[no-untyped-call]
     return own
 
 

@@ -56,7 +56,7 @@ def build_feed_forward(config: TransformerMoEConfig, side: str, layer: int) -> n
     number = layer + (config.encoder_layers if side == "decoder" else 0)
     supplied |= {"num_experts": experts.num_experts, "causal": side == "decoder", "layer": number}
     dispatcher = DISPATCHERS.build(config.moe_dispatch, ranks_per_node=config.moe_ranks_per_node, **supplied)
-    if dispatcher.group.size > 1:
+    if dispatcher.group is not None and dispatcher.group.size > 1:
         experts.take_part(dispatcher.group.rank, dispatcher.group.size)
         mark_local(experts.parameters())
     supplied["group"] = dispatcher.group
@@ -77,14 +77,14 @@ def expert_group_of(model: nn.Module) -> ExpertGroup:
     Raises:
         UserError: if they are not the same for all layers.
     """
-    groups = {module.dispatcher.group for module in model.modules() if isinstance(module, MoELayer)}
-    if len({group.size for group in groups}) > 1:
-        sizes = " and ".join(str(size) for size in sorted({group.size for group in groups}))
+    groups = [m.dispatcher.group or ExpertGroup() for m in model.modules() if isinstance(m, MoELayer)]
+    sizes = sorted({group.size for group in groups})
+    if len(sizes) > 1:
         raise UserError(
-            f"the experts of different layers would be spread over {sizes} processes; choose one number that divides "
-            "all their numbers of experts, as in --moe-dispatch 'all_to_all(ranks=2)'."
+            f"the experts of different layers would be spread over {' and '.join(map(str, sizes))} processes; choose "
+            "one number that divides all their numbers of experts, as in --moe-dispatch 'all_to_all(ranks=2)'."
         )
-    return next(iter(groups), ExpertGroup())
+    return groups[0] if groups else ExpertGroup()
 
 
 def build_embedding(dictionary: Dictionary, dim: int) -> nn.Embedding:

@@ -19,11 +19,11 @@ class Dispatcher:
     `dispatcher(x_ND, routing, experts)` returns `y_ND`, dtype of `x_ND`: for every token the sum over its assignments
     of weight times the expert's output. A token without an assignment gets zeros.
 
-    `group` are the ranks that share the experts; `experts` is the part of this one (see `Experts.take_part`), and
-    `routing` speaks of all of them.
+    `group` are the ranks that share the experts; `experts` is then the part of this one (see `Experts.take_part`), and
+    `routing` speaks of all of them. None: every rank has them all.
     """
 
-    group = ExpertGroup()
+    group: ExpertGroup | None = None
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
         raise NotImplementedError

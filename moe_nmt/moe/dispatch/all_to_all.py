@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_nmt.distributed.all_to_all import AllToAll, exchange_counts
-from moe_nmt.distributed.groups import Level, expert_group
+from moe_nmt.distributed.groups import ExpertGroup, Level, expert_group
 from moe_nmt.distributed.traffic import Traffic
 from moe_nmt.errors import UserError
 from moe_nmt.moe import kernels
@@ -39,6 +39,8 @@ class AllToAllDispatcher(Dispatcher):
             node, then to its rank: fewer and larger messages (He et al. 2022, SMILE).
     """
 
+    group: ExpertGroup
+
     def __init__(
         self,
         num_experts: int,
@@ -50,25 +52,20 @@ class AllToAllDispatcher(Dispatcher):
     ):
         if chunks < 1:
             raise UserError(f"chunks must be at least 1, not {chunks}.")
-        self.chunks = chunks
+        self.num_experts, self.chunks = num_experts, chunks
         self.group = expert_group(num_experts, ranks, ranks_per_node, by_node)
         self.traffic = Traffic()
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
         levels = () if routing.local else self.group.levels
-        chunks = self.chunks if levels else 1
         if levels:
-            key_A = (
-                routing.expert_A
-                + routing.token_A * chunks // max(num_tokens(routing), 1) * self.group.size * experts.num_experts
-            )
-            keys = chunks * self.group.size * experts.num_experts
-            x_ND = with_gradient(x_ND)
+            x_ND, chunks, reach, first = with_gradient(x_ND), self.chunks, self.num_experts, 0
         else:
-            key_A, keys = routing.expert_A - self.group.rank * experts.num_experts, experts.num_experts
-        order_A, count = kernels.sort_by_expert(key_A, keys)
+            chunks, reach, first = 1, experts.num_experts, self.group.rank * experts.num_experts
+        chunk_A = routing.token_A * chunks // max(num_tokens(routing), 1)
+        order_A, count = kernels.sort_by_expert(chunk_A * reach + routing.expert_A - first, chunks * reach)
         token_A = routing.token_A[order_A]
-        y_AD = self.travel(levels, kernels.gather(x_ND, token_A), count.view(chunks, -1), experts)
+        y_AD = self.travel(levels, kernels.gather(x_ND, token_A), count.view(chunks, reach), experts)
         return kernels.combine(y_AD, token_A, routing.weight_A[order_A], x_ND.shape[0]).to(x_ND.dtype)
 
     def travel(self, levels: Sequence[Level], x_AD: Tensor, count_CE: Tensor, experts: Experts) -> Tensor:

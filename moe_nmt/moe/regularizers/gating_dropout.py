@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from moe_nmt.distributed.groups import ExpertGroup
 from moe_nmt.errors import UserError
 from moe_nmt.moe.regularizers import REGULARIZERS, RateRegularizer
 from moe_nmt.moe.routing import Routing, RoutingContext, keep, num_experts, num_tokens
@@ -23,14 +24,18 @@ class GatingDropout(RateRegularizer):
     All ranks decide alike, without a word between them. The weights of the assignments and what the losses see are the
     router's own; evaluation is untouched. The paper reports p = 0.3 for `gate` and 0.2 for `gate_expert`.
 
+    Where experts are spread over ranks, a machine is a rank: in a drop nothing travels at all, and all ranks are spared
+    the exchange, which they need not agree on (`Routing.local`).
+
     Args:
         num_experts: E.
         layer: see `RateRegularizer`.
+        group: the ranks that the experts are spread over; None: every rank has them all.
         p: probability of a drop, 0 <= p < 1, a number or a schedule.
         mode: `gate` (Gate-Drop): a token goes to local experts. `gate_expert` (Gate-Expert-Drop): to none, and the
             layer leaves it to the residual connection.
         local_groups: how many machines are simulated on this device, for mode=gate: each has the same share of the
-            experts (in order) and of the sentences (in turn).
+            experts (in order) and of the sentences (in turn). Not where experts are spread over ranks.
         scope: whether each `layer` of a step decides for itself (NLLB's code) or the whole `step` together.
     """
 
@@ -38,6 +43,7 @@ class GatingDropout(RateRegularizer):
         self,
         num_experts: int,
         layer: int = 0,
+        group: ExpertGroup | None = None,
         *,
         p: float | Schedule = 0.2,
         mode: Literal["gate", "gate_expert"] = "gate_expert",
@@ -47,24 +53,35 @@ class GatingDropout(RateRegularizer):
         super().__init__(p, layer if scope == "layer" else 0)
         if local_groups < 1 or num_experts % local_groups:
             raise UserError(f"local_groups must divide the number of experts, {num_experts}; {local_groups} does not.")
-        if mode == "gate" and local_groups == 1:
+        if mode == "gate" and local_groups == 1 and group is None:
             raise UserError(
-                "mode=gate changes nothing where all experts are local: give local_groups=G to simulate G machines, "
-                "or choose mode=gate_expert."
+                "mode=gate changes nothing where all experts are local: spread them over processes with --moe-dispatch "
+                "all_to_all, give local_groups=G to simulate G machines, or choose mode=gate_expert."
+            )
+        if group is not None and group.size > 1 and local_groups > 1:
+            raise UserError(
+                "local_groups simulates machines, and here the experts are spread over real ones; leave it out."
             )
         self.mode = mode
+        self.group = group or ExpertGroup()
         self.local_groups = local_groups
 
     def on_routing(self, routing: Routing, context: RoutingContext) -> Routing:
         if not self.training or self.agreed_draw().random() >= self.rate():
             return routing
         if self.mode == "gate_expert":
-            return keep(routing, torch.zeros_like(routing.expert_A, dtype=torch.bool))
+            return keep(routing, torch.zeros_like(routing.expert_A, dtype=torch.bool))._replace(local=True)
+        if self.local_groups > 1:
+            return keep_local(routing, self.simulated_group(routing, context), self.local_groups)
+        own_N = torch.full((num_tokens(routing),), self.group.rank, device=routing.token_A.device)
+        return keep_local(routing, own_N, self.group.size)._replace(local=True)
+
+    def simulated_group(self, routing: Routing, context: RoutingContext) -> Tensor:
+        """int64 [N]: which simulated machine each token is on."""
+        if context.sentence_N is not None:
+            return context.sentence_N % self.local_groups
         rows = num_tokens(routing)
-        sentence_N = context.sentence_N
-        if sentence_N is None:
-            sentence_N = torch.arange(rows, device=routing.token_A.device) * self.local_groups // max(rows, 1)
-        return keep_local(routing, sentence_N % self.local_groups, self.local_groups)
+        return torch.arange(rows, device=routing.token_A.device) * self.local_groups // max(rows, 1)
 
 
 def keep_local(routing: Routing, group_N: Tensor, groups: int) -> Routing:
