@@ -18,6 +18,8 @@ SCALARS = {
     "moe_max_load": "share of the assignments that the busiest expert has",
     "moe_unused": "experts without a token in the batch",
     "moe_overflow": "share of the assignments that were dropped for lack of capacity",
+    "moe_bytes_within, moe_bytes_across": "bytes that a process sends for the experts of all layers in a batch, to "
+    "others of its node and to other nodes, where experts are spread (`--moe-ranks-per-node`)",
     "moe_gate": "share of the experts in the output of layers with a gated branch",
     "moe_NAME_LAYER": "each of these of one layer (`--moe-log-per-layer`)",
     "moe_load/LAYER/EXPERT": "share of the assignments that an expert has, counted from 0 (`--moe-log-per-layer`)",

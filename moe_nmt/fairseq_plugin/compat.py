@@ -67,10 +67,12 @@ def allow_checkpoint_globals() -> None:
 
 
 def mend_precision_flags(args: argparse.Namespace) -> None:
-    """Make `--bf16` mean bfloat16 on any device (fairseq takes it for a TPU), and `--fp16` work without a GPU."""
+    """Make `--bf16` mean bfloat16 on any device (fairseq takes it for a TPU), and `--fp16` keep parameters apart.
+
+    fairseq's one flat copy of them hides which are experts, and needs a GPU; a checkpoint would depend on it.
+    """
     args.tpu = False
-    if getattr(args, "cpu", False) or not torch.cuda.is_available():
-        args.fp16_no_flatten_grads = True
+    args.fp16_no_flatten_grads = True
 
 
 def explain_load_failures(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,17 +125,17 @@ def print_user_errors() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sentence = _sentence(error)
-        if sentence is None:
+        told = sentence(error)
+        if told is None:
             previous(kind, error, trace)
             return
-        print(f"moe_nmt: error: {sentence}", file=sys.stderr, flush=True)
+        print(f"moe_nmt: error: {told}", file=sys.stderr, flush=True)
         raise SystemExit(2)
 
     sys.excepthook = hook
 
 
-def _sentence(error: BaseException) -> str | None:
+def sentence(error: BaseException) -> str | None:
     """What to tell the user of an error, or None if it is not the user's."""
     if isinstance(error, UserError):
         return str(error)

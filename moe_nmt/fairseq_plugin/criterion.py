@@ -17,7 +17,8 @@ from omegaconf import II
 from torch import Tensor
 
 from moe_nmt.errors import UserError
-from moe_nmt.moe import LOSSES, LayerRecord, record_routing, summarize
+from moe_nmt.moe import LOSSES, LayerRecord, MoELayer, record_routing, summarize
+from moe_nmt.moe.losses import without_tokens
 from moe_nmt.registry import parse_list
 from moe_nmt.schedules import at_step
 from moe_nmt.training.label_smoothing import label_smoothed_cross_entropy
@@ -75,6 +76,7 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.log_per_layer = moe_log_per_layer
         self.report_interval = max(1, log_interval // REPORTS_PER_LOG)
         self.num_updates = 0
+        self.batches_sent = 0
         self.num_directions = len(getattr(task, "lang_pairs", ()))
         self.direction_index = task.direction_index() if hasattr(task, "direction_index") else None
 
@@ -83,8 +85,12 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.num_updates = num_updates
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
-        """Returns the loss summed over the batch, the sample size that fairseq divides it by, and what to log."""
-        with record_routing(model) as records:
+        """Returns the loss summed over the batch, the sample size that fairseq divides it by, and what to log.
+
+        A sample with `ignored`, by which fairseq fills up the last update of an epoch, adds no token to the losses on
+        the routing, but takes part in what ranks compute of them together.
+        """
+        with record_routing(unwrapped(model)) as records:
             net_output = model(**sample["net_input"])
         logits = net_output[0][:, self.ignore_prefix_size :]
         target = model.get_targets(sample, net_output)[:, self.ignore_prefix_size :].flatten()
@@ -97,16 +103,19 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
         }
+        self.batches_sent += 1
         reports = not model.training or (self.num_updates + 1) % self.report_interval == 0
         if records:
             weights = {name: at_step(part.weight, self.num_updates) for name, part in self.routing_losses.items()}
             wanted = [name for name, weight in weights.items() if weight or reports]
-            routing_losses = self.compute_routing_losses(records, wanted)
+            ignored = sample.get("ignored", False)
+            counted = [LayerRecord(layer, without_tokens(record)) for layer, record in records] if ignored else records
+            routing_losses = self.compute_routing_losses(counted, wanted)
             for name, value in routing_losses.items():
                 if weights[name]:
                     loss = loss + sample_size * weights[name] * value.to(loss.dtype)
             if reports:
-                log |= self.routing_log(records, routing_losses)
+                log |= self.routing_log(records, routing_losses) | self.traffic_log(unwrapped(model))
         if reports and self.direction_index is not None:
             log |= self.direction_log(nll.data, target, sample)
         if self.report_accuracy:
@@ -140,6 +149,20 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 log |= {f"moe_gate_{layer}": gate for layer, gate in gates.items()}
         return log
 
+    def traffic_log(self, model: Any) -> dict[str, float]:
+        """Bytes that this rank sent per batch since the last report, by all layers: to its node, and to others."""
+        dispatchers = {name: m.dispatcher for name, m in model.named_modules() if isinstance(m, MoELayer)}
+        batches, self.batches_sent = self.batches_sent, 0
+        log: dict[str, float] = {}
+        for layer, dispatcher in dispatchers.items():
+            if dispatcher.group is not None and dispatcher.group.size > 1:
+                for where, sent in dispatcher.traffic.take()._asdict().items():
+                    name = f"moe_bytes_{where}"
+                    log[name] = log.get(name, 0.0) + sent / batches
+                    if self.log_per_layer:
+                        log[f"{name}_{layer}"] = sent / batches
+        return log
+
     def direction_log(self, nll: Tensor, target: Tensor, sample: dict[str, Any]) -> dict[str, Tensor]:
         """Negative log-likelihood and number of target tokens of each direction: float [directions] each."""
         assert self.direction_index is not None
@@ -162,6 +185,13 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             mean = sum(log.get(key, 0) for log in logging_outputs) / batches
             for name, value in _scalars(key, mean):
                 metrics.log_scalar(name, value, batches, round=3)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself, out of what fairseq wraps it in for data parallelism."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moe_nmt.moe import LOSSES, record_routing
+from moe_nmt.moe.losses import without_tokens
 from moe_nmt.schedules import Schedule
 from tests.parts import context, examples, make_layer, tokens
 
@@ -37,13 +38,28 @@ def test_a_loss_is_a_finite_float32_scalar(spec, layers, dtype):
 
 
 @every_loss
-@pytest.mark.parametrize("router", ["top_k(k=2)", "top_k(k=1, capacity_factor=0.5)"])
+@pytest.mark.parametrize("router", ["top_k(k=2)", "top_k(k=1, capacity_factor=0.5)", "bilevel(nodes=2)"])
 def test_without_tokens_it_is_finite_and_so_are_its_gradients(spec, router):
     layer = make(spec, router)
     value = LOSSES.build(spec)(records_of([layer], count=0))
     assert value.isfinite() and value.dtype == torch.float32
     value.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+@every_loss
+@pytest.mark.parametrize("router", ["top_k(k=2)", "top_k(k=1, capacity_factor=0.5)"])
+def test_a_record_without_its_tokens_is_that_of_an_empty_batch(spec, router):
+    layer = make(spec, router)
+    (emptied,), (empty,) = map(without_tokens, records_of([layer])), records_of([layer], count=0)
+    for found, wanted in zip(emptied, empty, strict=True):
+        for name, value in wanted._asdict().items() if wanted is not None else ():
+            assert not isinstance(value, torch.Tensor) or torch.equal(getattr(found, name), value), name
+    value = LOSSES.build(spec)([emptied])
+    assert torch.equal(value, LOSSES.build(spec)([empty]))
+    value.backward()
+    part = layer.branch.gate if spec in BRANCH else layer.router
+    assert all(p.grad is not None and not p.grad.any() for p in part.parameters())
 
 
 @every_loss

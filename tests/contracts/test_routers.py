@@ -18,6 +18,8 @@ VARIANTS = [
     "top_k(second_expert=sampling)",
     "top_k(capacity_factor=0.5)",
     "top_k(capacity_factor=0.5, priority=probability, normalize=none)",
+    "bilevel(nodes=2, shared=False)",
+    "bilevel(nodes=2, capacity_factor=0.5)",
 ]
 every_router = pytest.mark.parametrize("spec", SPECS + VARIANTS)
 

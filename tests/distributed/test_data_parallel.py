@@ -19,8 +19,8 @@ def free_port() -> int:
 def train_on_two_ranks(corpus, save_dir, updates: int, *more: str) -> list[str]:  # noqa: F811
     """Train on two processes; returns what each of them logged."""
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    flags = ("--distributed-backend", "gloo", "--distributed-init-method", f"tcp://127.0.0.1:{free_port()}")
-    flags += ("--distributed-world-size", "2", "--distributed-no-spawn", "--ddp-backend", "legacy_ddp", *more)
+    flags = ("--distributed-init-method", f"tcp://127.0.0.1:{free_port()}", "--distributed-no-spawn", *more)
+    flags += ("--distributed-world-size", "2")
     processes = [
         subprocess.Popen(
             [str(c) for c in corpus.train_command(save_dir, updates, *flags, "--distributed-rank", str(rank))],

@@ -184,3 +184,12 @@ def test_cluster_variance_by_hand():
 def test_clusters_that_do_not_divide_the_experts_are_refused():
     with pytest.raises(ValueError, match="cluster_variance: clusters must divide the number of experts, 4; 3 does not"):
         cluster_variance([[0.25] * 4], 3)
+
+
+@pytest.mark.parametrize("name", ["load_balancing", "z_loss", "cluster_variance(clusters=2)"])
+def test_one_process_is_all_ranks(name):
+    logit_NE = torch.randn(9, 4, requires_grad=True)
+    spec = f"{name.rstrip(')')}{', ' if '(' in name else '('}all_ranks=True)"
+    values = [loss(given, record_of(logit_NE)) for given in (name, spec)]
+    assert torch.equal(*values)
+    assert torch.equal(*(torch.autograd.grad(value, logit_NE)[0] for value in values))

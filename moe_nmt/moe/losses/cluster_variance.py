@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe_nmt.errors import UserError
 from moe_nmt.moe.losses import LOSSES, LayerwiseLoss
-from moe_nmt.moe.routing import MoERecord, num_experts, num_tokens
+from moe_nmt.moe.routing import MoERecord, num_experts
 from moe_nmt.schedules import Schedule
 
 
@@ -25,7 +25,7 @@ class ClusterVarianceLoss(LayerwiseLoss):
     this is built from its description.
 
     Args:
-        weight, combine: see `LayerwiseLoss`.
+        weight, combine, all_ranks: see `LayerwiseLoss`.
         clusters: M; clusters are equal parts of the experts, in order.
         between: factor of the variance between clusters.
     """
@@ -37,15 +37,16 @@ class ClusterVarianceLoss(LayerwiseLoss):
         weight: float | Schedule = 0.01,
         combine: Literal["sum", "mean"] = "sum",
         between: float = 1.0,
+        all_ranks: bool = False,
     ):
-        super().__init__(weight=weight, combine=combine)
+        super().__init__(weight=weight, combine=combine, all_ranks=all_ranks)
         if clusters < 1:
             raise UserError(f"clusters must be at least 1, not {clusters}.")
         self.clusters = clusters
         self.between = between
 
-    def of_layer(self, record: MoERecord) -> Tensor:
-        experts, tokens = num_experts(record.routing), max(num_tokens(record.routing), 1)
+    def sums(self, record: MoERecord) -> Tensor:
+        experts = num_experts(record.routing)
         if experts % self.clusters:
             raise UserError(
                 f"cluster_variance: clusters must divide the number of experts, {experts}; {self.clusters} does not."
@@ -54,7 +55,10 @@ class ClusterVarianceLoss(LayerwiseLoss):
         chosen_N = record.routing.prob_NE.argmax(-1) // (experts // self.clusters)
         within_N = _variance(prob_NMC).gather(1, chosen_N[:, None])
         between_N = _variance(prob_NMC.mean(-1))
-        return experts * (within_N.sum() - self.between * between_N.sum()) / tokens
+        return experts * (within_N.sum() - self.between * between_N.sum())
+
+    def of_sums(self, sums: Tensor, tokens: int | Tensor) -> Tensor:
+        return sums / tokens
 
 
 def _variance(x: Tensor) -> Tensor:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor
 
-from moe_nmt.moe.losses import LOSSES, RoutingLoss
+from moe_nmt.moe.losses import LOSSES, RoutingLoss, ranks_meet, sum_over_ranks
 from moe_nmt.moe.routing import MoERecord
 from moe_nmt.schedules import Schedule
 
@@ -36,6 +35,6 @@ class GateBudgetLoss(RoutingLoss):
             return torch.zeros(())
         above = torch.stack([(gate_N.float() - budget).sum() for gate_N, budget in gates]).sum()
         count = above.new_full((), sum(gate.gate_N.numel() for gate in gates))
-        if self.all_ranks and torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized():
-            above, count = all_reduce(torch.stack([above, count]))  # type: ignore[no-untyped-call]
+        if self.all_ranks and ranks_meet():
+            above, count = sum_over_ranks([above, count])
         return above.abs() / count.detach().clamp(min=1)

@@ -5,10 +5,11 @@ Shape letters: N tokens (no padding), E experts.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from moe_nmt.moe.losses import LOSSES, LayerwiseLoss
-from moe_nmt.moe.routing import MoERecord, num_experts, num_tokens
+from moe_nmt.moe.routing import MoERecord, num_experts
 
 
 @LOSSES.register("load_balancing", paper="Lepikhin et al. 2021 (GShard); Fedus et al. 2022 (Switch, eq. 4)")
@@ -19,10 +20,14 @@ class LoadBalancingLoss(LayerwiseLoss):
     probability of e. Both are over real tokens only, so that padding changes neither.
     """
 
-    def of_layer(self, record: MoERecord) -> Tensor:
+    def sums(self, record: MoERecord) -> Tensor:
+        """float32 [2, E]: tokens whose most probable expert it is, and probability."""
         prob_NE = record.routing.prob_NE
-        tokens, experts = max(num_tokens(record.routing), 1), num_experts(record.routing)
-        count_E = prob_NE.new_zeros(experts)
+        count_E = prob_NE.new_zeros(num_experts(record.routing))
         first_N = prob_NE.detach().argmax(-1)
         count_E = count_E.scatter_add(0, first_N, prob_NE.new_ones(first_N.shape))
-        return experts * (count_E / tokens * prob_NE.sum(0) / tokens).sum()
+        return torch.stack([count_E, prob_NE.sum(0)])
+
+    def of_sums(self, sums: Tensor, tokens: int | Tensor) -> Tensor:
+        count_E, prob_E = sums.unbind()
+        return sums.shape[1] * (count_E / tokens * prob_E / tokens).sum()

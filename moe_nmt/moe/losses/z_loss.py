@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from moe_nmt.moe.losses import LOSSES, LayerwiseLoss
-from moe_nmt.moe.routing import MoERecord, num_tokens
+from moe_nmt.moe.routing import MoERecord
 from moe_nmt.schedules import Schedule
 
 
@@ -18,8 +18,17 @@ from moe_nmt.schedules import Schedule
 class ZLoss(LayerwiseLoss):
     """Mean over tokens of logsumexp(logits) squared: keeps the router's logits small."""
 
-    def __init__(self, *, weight: float | Schedule = 0.001, combine: Literal["sum", "mean"] = "sum"):
-        super().__init__(weight=weight, combine=combine)
+    def __init__(
+        self,
+        *,
+        weight: float | Schedule = 0.001,
+        combine: Literal["sum", "mean"] = "sum",
+        all_ranks: bool = False,
+    ):
+        super().__init__(weight=weight, combine=combine, all_ranks=all_ranks)
 
-    def of_layer(self, record: MoERecord) -> Tensor:
-        return record.routing.logit_NE.logsumexp(-1).square().sum() / max(num_tokens(record.routing), 1)
+    def sums(self, record: MoERecord) -> Tensor:
+        return record.routing.logit_NE.logsumexp(-1).square().sum()
+
+    def of_sums(self, sums: Tensor, tokens: int | Tensor) -> Tensor:
+        return sums / tokens
