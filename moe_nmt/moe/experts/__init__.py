@@ -57,7 +57,7 @@ class Experts(nn.Module):
                 if value is not None and value.shape[0] == whole:
                     state[prefix + name] = value[own]
 
-        self.register_load_state_dict_pre_hook(take)
+        self.register_load_state_dict_pre_hook(take)  # type: ignore[no-untyped-call]
 
 
 EXPERTS: Registry[Experts] = Registry("expert kind", __name__)
