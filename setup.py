@@ -57,7 +57,7 @@ setup(
         "langcodes>=3.5,<4",
         "PyYAML>=6,<7",
         "lxml>=6,<7",
-        "safetensors>=0.6,<1",
+        "safetensors>=0.8,<1",
         'backports.zstd>=1.8,<2; python_version < "3.14"',
         "tqdm>=4.66,<5",
         "fonttools>=4.60,<5",

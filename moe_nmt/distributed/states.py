@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 
@@ -34,3 +36,8 @@ def own_part(whole: Tensor, group: ExpertGroup) -> Tensor:
     """This rank's part of a stacked tensor of all experts, [E / G, …]."""
     size = whole.shape[0] // group.size
     return whole[group.rank * size : (group.rank + 1) * size]
+
+
+def is_stacked(value: Any, num_experts: int) -> bool:
+    """Whether part of an optimizer's state has one slice for each of so many experts."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == num_experts

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from moe_nmt.data.text import drafting
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.compat import explain_load_failures
 from moe_nmt.fairseq_plugin.config import ARCHITECTURES
+from moe_nmt.fairseq_plugin.saving import save
+from moe_nmt.fairseq_plugin.sharded import put_back
 from moe_nmt.surgery import Checkpoint, Plan
 
 
@@ -25,12 +26,6 @@ def load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"there is no file {path}; give the path of one that training or moe-nmt wrote.")
     return explain_load_failures(torch.load)(str(path), map_location="cpu", weights_only=True)
-
-
-def save(data: Any, path: Path) -> None:
-    """Write a file of torch, to a temporary name first."""
-    with drafting(path) as (draft,), open(draft, "wb") as file:
-        torch.save(data, file)
 
 
 def check_output(path: Path, sources: Sequence[Path]) -> None:
@@ -55,6 +50,8 @@ class CheckpointFile:
 
     def __init__(self, path: Path):
         self.state = load(path)
+        if isinstance(self.state, dict) and "experts" in self.state:
+            put_back(self.state, path, ["model"])
         if isinstance(self.state, dict) and "format" in self.state:
             raise UserError(f"{path} holds adapters alone; put them onto their base with moe-nmt adapters attach.")
         if not (isinstance(self.state, dict) and {"model", "cfg", "optimizer_history"} <= self.state.keys()):
@@ -99,3 +96,17 @@ def operate(source: Path, output: Path, operations: Sequence[str]) -> None:
     check_output(output, [source])
     file = CheckpointFile(source)
     file.save(plan(file.checkpoint), output)
+
+
+def consolidate(source: Path, output: Path) -> None:
+    """Write a checkpoint whose experts lie beside it as one file, with its optimizer state and all else.
+
+    Raises:
+        UserError: if it is none, or a file cannot be read or written.
+    """
+    check_output(output, [source])
+    state = load(source)
+    if not (isinstance(state, dict) and "experts" in state):
+        raise UserError(f"{source} is one file already, or no checkpoint; copy it as it is.")
+    put_back(state, source)
+    save(state, output)

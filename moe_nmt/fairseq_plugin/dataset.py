@@ -188,9 +188,12 @@ class CurriculumBatches(EpochBatchIterator):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What must be as it was for an epoch to go on in its middle; only text and numbers."""
+        """What must be as it was for an epoch to go on in its middle; only text and numbers.
+
+        Batches of all ranks count, so that their number may change.
+        """
         start = {str(direction): start for direction, start in self.curriculum.start.items()}
-        return {"start": start, "update_freq": self.update_freq}
+        return {"start": start, "batches_per_update": [freq * self.num_shards for freq in self.update_freq]}
 
     def ordered_batches(self, epoch: int, fix_batches_to_gpus: bool, shuffle: bool) -> list[list[int]]:
         batches: list[list[int]] = super().ordered_batches(epoch, fix_batches_to_gpus, shuffle)
@@ -212,7 +215,7 @@ class CurriculumBatches(EpochBatchIterator):
         if not goes_on:
             state_dict = state_dict | {"iterations_in_epoch": 0}
             logger.info(
-                "curriculum: the checkpoint was written with another curriculum, or none, or another --update-freq; "
+                "curriculum: the checkpoint was written with another curriculum, or none, or other batches an update; "
                 f"those given now rule, and epoch {state_dict['epoch']} begins at update {self.first_update}"
             )
         super().load_state_dict(state_dict)

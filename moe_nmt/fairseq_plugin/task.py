@@ -34,7 +34,10 @@ from moe_nmt.fairseq_plugin.data_folders import (
 )
 from moe_nmt.fairseq_plugin.dataset import CurriculumBatches, DirectionDataManager, DirectionDataset
 from moe_nmt.fairseq_plugin.generator import BeamSearchGenerator
+from moe_nmt.fairseq_plugin.launch import DEFAULT_TIMEOUT
 from moe_nmt.fairseq_plugin.model import TransformerMoEModel
+from moe_nmt.fairseq_plugin.spreading import serve
+from moe_nmt.fairseq_plugin.trainer import use_trainer
 from moe_nmt.training.curriculum import Curriculum
 from moe_nmt.training.expert_adam import mark_stacked
 from moe_nmt.training.freezing import FREEZING, describe_trained
@@ -69,6 +72,18 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
             "--freezing",
             metavar="RECIPE",
             help="which parameters are trained, for example train_only(parts=[adapters]) (default: all)",
+        )
+        parser.add_argument(
+            "--moe-timeout",
+            type=float,
+            default=DEFAULT_TIMEOUT,
+            metavar="SECONDS",
+            help="how long a process waits for the others before all end (default: %(default)g)",
+        )
+        parser.add_argument(
+            "--moe-sharded-checkpoints",
+            action="store_true",
+            help="every process writes its own experts, to a folder beside the checkpoint; any number can read them",
         )
         add_threshold_arguments(parser)
         for action in parser._actions:
@@ -108,6 +123,7 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
         Raises:
             UserError: for a model that does not take languages, or a recipe that does not fit it.
         """
+        use_trainer()
         model = super().build_model(args, from_checkpoint)
         if not isinstance(model, TransformerMoEModel):
             raise UserError(
@@ -199,9 +215,21 @@ class MultilingualTranslationMoETask(TranslationMultiSimpleEpochTask):
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
     ) -> Any:
+        """fairseq's; with `ignore_grad`, a batch that fills up the last update of an epoch, nothing is counted."""
         if isinstance(criterion, MoELabelSmoothedCrossEntropyCriterion):
             criterion.set_num_updates(update_num)
-        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        if ignore_grad:
+            sample = sample | {"ignored": True}
+        loss, size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        return (loss, 0 * size, {name: 0 * value for name, value in log.items()}) if ignore_grad else (loss, size, log)
+
+    def valid_step(self, sample: Any, model: Any, criterion: Any, **kwargs: Any) -> Any:
+        """fairseq's; a rank that has run out of batches, to which fairseq-validate hands empty ones, serves others."""
+        if sample:
+            return super().valid_step(sample, model, criterion, **kwargs)
+        for stack in (model.encoder, model.decoder):
+            serve(stack)
+        return 0.0, 0, dict.fromkeys(("loss", "nll_loss", "ntokens", "nsentences", "sample_size"), 0)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """At the start of a training, write the table of its directions to TensorBoard, by one process."""

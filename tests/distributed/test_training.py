@@ -36,8 +36,13 @@ def train(corpus, folder, world, *flags):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def one(corpus, tmp_path_factory):  # noqa: F811
-    return train(corpus, tmp_path_factory.mktemp("one") / "run", *RUNS["1"])
+def folder_of_one(tmp_path_factory):
+    return tmp_path_factory.mktemp("one") / "run"
+
+
+@pytest.fixture(scope="module")
+def one(corpus, folder_of_one):  # noqa: F811
+    return train(corpus, folder_of_one, *RUNS["1"])
 
 
 def assert_same(state, expected, tolerance):
@@ -98,6 +103,17 @@ def test_ranks_validate_save_and_run_out_of_batches_together(corpus, tmp_path): 
         2, corpus.train_command(tmp_path, 14, *flags, "--no-last-checkpoints", "--no-epoch-checkpoints"), tmp_path
     )
     assert "@ 12 updates" in done[0].output
+
+
+def test_validation_by_ranks_that_run_out_of_batches_has_the_loss_of_one(corpus, one, folder_of_one, tmp_path):  # noqa: F811
+    """Three batches of 120 sentences, for one, two and four ranks."""
+    flags = (*corpus.task_flags, "--path", folder_of_one / "checkpoint_last.pt", "--batch-size", "50")
+    spread = ("--model-overrides", "{'moe_dispatch': 'all_to_all'}")
+    losses = []
+    for world, more in ((1, ()), (2, spread), (4, ())):
+        done = must_run(world, ["fairseq-validate", corpus.data, *flags, *more], tmp_path)
+        losses.append(float(re.search(r"valid on 'valid' subset \| loss (\S+)", done[0].output)[1]))
+    assert losses == pytest.approx([losses[0]] * 3, abs=2e-3)
 
 
 def test_a_rank_without_memory_ends_all_with_a_sentence(corpus, tmp_path):  # noqa: F811
