@@ -31,6 +31,8 @@ def run_fairseq(command: str, arguments: list[str]) -> int:
     """Run one of fairseq's commands in this process, with this package as its `--user-dir`."""
     module = importlib.import_module(f"fairseq_cli.{command}")  # first, because it sets up the logging
     importlib.import_module("moe_nmt.fairseq_plugin")
+    if command == "generate":
+        importlib.import_module("moe_nmt.fairseq_plugin.generation").install()
     sys.argv = [f"moe-nmt {command}", "--user-dir", str(Path(__file__).parent), *arguments]
     module.cli_main()
     return 0
@@ -57,6 +59,14 @@ def surgery(arguments: argparse.Namespace) -> int:
     from moe_nmt.fairseq_plugin.checkpoints import operate
 
     operate(arguments.checkpoint, arguments.output, arguments.operations)
+    return 0
+
+
+def consolidate(arguments: argparse.Namespace) -> int:
+    """Write a checkpoint whose experts lie beside it as one file."""
+    from moe_nmt.fairseq_plugin.checkpoints import consolidate
+
+    consolidate(arguments.checkpoint, arguments.output)
     return 0
 
 
@@ -120,22 +130,33 @@ def count_missing_load(run: Path, corpus: Path) -> None:
 
 
 def translate(arguments: argparse.Namespace) -> int:
-    """Translate a held-out split in all directions of a checkpoint."""
-    translate_directions(arguments)
+    """Translate a held-out split in all directions of a checkpoint, on all ranks that torchrun started."""
+    from moe_nmt.fairseq_plugin.ranks import on_ranks
+
+    on_ranks(lambda: translate_directions(arguments), arguments.cpu)
     return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Translate a held-out split in all directions of a checkpoint, and score the translations."""
-    corpus = arguments.corpus or Path(arguments.data).absolute().parent
-    if not arguments.corpus and not (corpus / "directions.tsv").is_file():
-        raise UserError(f"{corpus} is no corpus with references; name the one that {arguments.data} is of, --corpus.")
-    scoring = score.Scoring.of(arguments, corpus)
-    files = translate_directions(arguments)
-    search = f"beam {arguments.beam}, length penalty {arguments.lenpen:g}"
-    about = [f"Translations of the split {arguments.split} by {arguments.checkpoint}: {search}."]
-    score.report(files, scoring, arguments.output, about)
-    print(arguments.output / "index.html")
+    """Translate as `translate` does, and score the translations, on one rank."""
+    from moe_nmt.fairseq_plugin.ranks import leave, on_ranks
+
+    def translate_and_score() -> None:
+        corpus = arguments.corpus or Path(arguments.data).absolute().parent
+        if not arguments.corpus and not (corpus / "directions.tsv").is_file():
+            raise UserError(
+                f"{corpus} is no corpus with references; name the one that {arguments.data} is of, --corpus."
+            )
+        scoring = score.Scoring.of(arguments, corpus)
+        files = translate_directions(arguments)
+        if not leave():
+            return
+        search = f"beam {arguments.beam}, length penalty {arguments.lenpen:g}"
+        about = [f"Translations of the split {arguments.split} by {arguments.checkpoint}: {search}."]
+        score.report(files, scoring, arguments.output, about)
+        print(arguments.output / "index.html")
+
+    on_ranks(translate_and_score, arguments.cpu)
     return 0
 
 
@@ -233,6 +254,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="as 'bake_adapters()', done in this order; see moe-nmt methods",
     )
     add.set_defaults(run=surgery)
+    add = commands.add_parser("consolidate", help="make one file of a checkpoint whose experts lie beside it")
+    add.add_argument("checkpoint", type=Path, help="a checkpoint file of --moe-sharded-checkpoints")
+    add.add_argument("output", type=Path, help="the checkpoint to write, with its optimizer state")
+    add.set_defaults(run=consolidate)
     add_adapters(commands.add_parser("adapters", help="adapters in files of their own, apart from their base"))
     add = commands.add_parser("methods", help="list every router, expert kind, loss ... and its options")
     add.set_defaults(run=methods)

@@ -12,11 +12,14 @@ from fairseq import utils
 from fairseq.data import ConcatDataset, Dictionary
 from fairseq.data.data_utils import post_process
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.distributed.utils import get_global_rank
 from torch import Tensor
 
 from moe_nmt.data import Direction
+from moe_nmt.distributed.groups import world_size
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.generator import longest_translation
+from moe_nmt.fairseq_plugin.spreading import in_lock_step
 from moe_nmt.fairseq_plugin.task import MultilingualTranslationMoETask
 
 SPACE = "\u2581"  # SentencePiece writes it for a space
@@ -48,6 +51,14 @@ class TestSets(ConcatDataset):
         """The values of all sentences, cut into directions."""
         for end, length in zip(self.cumulative_sizes, self.real_sizes, strict=True):
             yield values[end - length : end]
+
+    def own_batches(self, max_tokens: int, done: Collection[int] = ()) -> list[Sequence[int]]:
+        """The batches of all sentences but those in `done`, longest first, that this rank has to do: it takes its turn,
+        so that ranks have batches of about the same length at the same time."""
+        order = self.ordered_indices()[::-1]
+        waiting = order[~np.isin(order, list(done))]
+        batches = self.batch_by_size(waiting, max_tokens=max_tokens) if len(waiting) else []
+        return list(batches[get_global_rank() :: world_size()])
 
     def longest_translations(self, generator: Any, max_tokens: int) -> np.ndarray:
         """int64 [sentences]: how many tokens fairseq-generate allows each translation.
@@ -87,11 +98,13 @@ def decode(
     max_tokens: int,
     done: Collection[int] = (),
 ) -> Iterator[dict[int, str]]:
-    """Translate all sentences but those in `done`; yields the translations of one batch after the other, by number.
+    """Translate the batches of this rank, which together with those of the others have all sentences but those in
+    `done`; yields the translations of one batch after the other, by number.
 
     They are those that `fairseq-generate` finds for each direction with batches of `max_tokens`: each has the limit on
     its length that it has there, and only what rounds differently in batches of other shapes can differ. (With a
-    capacity limit in evaluation, what experts drop depends on the batch by design.)
+    capacity limit in evaluation, what experts drop depends on the batch by design.) Where experts are spread over
+    ranks, all must go on to the end.
 
     Raises:
         UserError: for scores that are not finite.
@@ -103,23 +116,22 @@ def decode(
     device = next(model.parameters()).device
     tags = target_tags(task, sets.directions)
     detokenize = Detokenizer(task.target_dictionary)
-    order = sets.ordered_indices()[::-1]
-    waiting = order[~np.isin(order, list(done))]
-    for batch in sets.batch_by_size(waiting, max_tokens=max_tokens) if len(waiting) else ():
-        sample = sets.collater([sets[index] for index in batch])
-        numbers = sample["id"].tolist()
-        targets = sample["net_input"]["target_language"]
-        prefixes = None if tags is None else tags[targets][:, None]
-        sample["max_lengths"] = longest[numbers].tolist()
-        if device.type == "cuda":
-            sample = utils.move_to_cuda(sample, device)
-            prefixes = None if prefixes is None else prefixes.to(device)
-        found = task.inference_step(generator, [model], sample, prefix_tokens=prefixes)
-        own_tags = [set()] * len(numbers) if tags is None else [{tag} for tag in tags[targets].tolist()]
-        yield {
-            number: detokenize(best(hypotheses, sets, number), tag)
-            for number, hypotheses, tag in zip(numbers, found, own_tags, strict=True)
-        }
+    with in_lock_step([model]):
+        for batch in sets.own_batches(max_tokens, done):
+            sample = sets.collater([sets[index] for index in batch])
+            numbers = sample["id"].tolist()
+            targets = sample["net_input"]["target_language"]
+            prefixes = None if tags is None else tags[targets][:, None]
+            sample["max_lengths"] = longest[numbers].tolist()
+            if device.type == "cuda":
+                sample = utils.move_to_cuda(sample, device)
+                prefixes = None if prefixes is None else prefixes.to(device)
+            found = task.inference_step(generator, [model], sample, prefix_tokens=prefixes)
+            own_tags = [set()] * len(numbers) if tags is None else [{tag} for tag in tags[targets].tolist()]
+            yield {
+                number: detokenize(best(hypotheses, sets, number), tag)
+                for number, hypotheses, tag in zip(numbers, found, own_tags, strict=True)
+            }
 
 
 def best(hypotheses: list[dict[str, Any]], sets: TestSets, number: int) -> list[int]:

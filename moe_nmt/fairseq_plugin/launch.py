@@ -123,6 +123,8 @@ def run_rank(index: int, main: Callable[..., Any], cfg: Any, kwargs: dict[str, A
         distributed_utils.all_gather_list = gather_list
     try:
         distributed_utils.distributed_main(index, main, cfg, kwargs)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     except Exception as error:
         _end(_as_loss(error, cfg), words)
 

@@ -1,24 +1,30 @@
-"""Translating a held-out split in all directions of a checkpoint by one process: what to translate, and where to."""
+"""Translating a held-out split in all directions of a checkpoint: what to translate, and where to."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.distributed.utils import get_global_rank
 from tqdm import tqdm
 
 from moe_nmt.data import Direction
 from moe_nmt.data.directions import unknown
 from moe_nmt.data.text import rewriting
+from moe_nmt.distributed.groups import world_size
 from moe_nmt.errors import UserError
-from moe_nmt.evaluation.resuming import Journal, Record, facts, journal
+from moe_nmt.evaluation.resuming import Facts, Journal, Record, facts, journal
 from moe_nmt.fairseq_plugin.data_folders import check_data, has_data
 from moe_nmt.fairseq_plugin.decoding import TestSets, decode, load_test_sets
+from moe_nmt.fairseq_plugin.ranks import from_all
+from moe_nmt.fairseq_plugin.spreading import spread_experts
 from moe_nmt.fairseq_plugin.task import MultilingualTranslationMoETask
 
 
@@ -47,6 +53,8 @@ def translate(
     like it. Directions that are done with this checkpoint, these data and options are left out. Runs on a GPU if there
     is one, unless `cpu`.
 
+    In a process group all ranks call this; they share the sentences, and spread the experts. Rank 0 writes.
+
     Raises:
         UserError: if checkpoint or data cannot be read or do not fit together, for an unknown split or language, a
             direction without data, a sentence that is longer than the model allows, scores that are not finite, or
@@ -66,20 +74,48 @@ def translate(
         },
     )
     due = {direction: files for direction, files in inputs.items() if not record.holds(direction, files)}
-    if len(due) < len(wanted):
+    due = from_all(due)[0]
+    if len(due) < len(wanted) and get_global_rank() == 0:
         print(f"translate: {len(wanted) - len(due)} of {len(wanted)} directions are done already", file=sys.stderr)
     if due:
         model.make_generation_fast_()
         model.to(device="cuda" if torch.cuda.is_available() and not cpu else "cpu", dtype=dtype)
         sets = load_test_sets(task, model, split, list(due), max_tokens)
         work = record.work | {"data": [[str(direction), files] for direction, files in due.items()]}
-        with journal(output / ".translations.journal", work) as finished:
-            texts = decode_all(task, model, sets, search, max_tokens, finished)
-            for direction, lines in zip(due, sets.by_direction(texts), strict=True):
-                with rewriting(record.file(direction)) as (file,):
-                    file.writelines(f"{line}\n" for line in lines)
-            record.add(due)
+        with journals(output / ".translations.journal", work) as (journal_of_rank, finished):
+            texts = decode_all(task, model, sets, search, max_tokens, journal_of_rank, finished)
+            if get_global_rank() == 0:
+                write(record, sets, texts, due)
     return {direction: record.file(direction) for direction in wanted}
+
+
+def write(record: Record, sets: TestSets, texts: Mapping[int, str], inputs: Mapping[Direction, list[Facts]]) -> None:
+    """Write the translations of these directions, and record what they were made from."""
+    lines = [texts[index] for index in range(len(sets))]
+    for direction, translations in zip(inputs, sets.by_direction(lines), strict=True):
+        with rewriting(record.file(direction)) as (file,):
+            file.writelines(f"{line}\n" for line in translations)
+    record.add(inputs)
+
+
+@contextlib.contextmanager
+def journals(path: Path, work: Any) -> Iterator[tuple[Journal, dict[int, str]]]:
+    """The journal of this rank, and the translations in those of all ranks there are or were when the work was begun.
+
+    Rank 0 writes to `path`, rank 1 to `path`.1 and so on. They are removed when the block ends well on all ranks.
+    """
+    rank = get_global_rank()
+    with journal(path.with_name(f"{path.name}.{rank}") if rank else path, work) as own:
+        entries = [*own.entries]
+        if rank == 0:
+            for left in path.parent.glob(f"{path.name}.*"):
+                if int(left.suffix[1:]) >= world_size():
+                    with journal(left, work) as other:
+                        for batch in other.entries:
+                            own.add(batch)
+                        entries += other.entries
+        yield own, {index: text for entries in from_all(entries) for batch in entries for index, text in batch}
+        from_all(None)
 
 
 def decode_all(
@@ -88,27 +124,32 @@ def decode_all(
     sets: TestSets,
     search: GenerationConfig,
     max_tokens: int,
-    finished: Journal,
-) -> list[str]:
-    """The translations of all sentences: those in the journal, and the others, which are added to it batch by batch."""
-    texts = {index: text for batch in finished.entries for index, text in batch}
+    journal_of_rank: Journal,
+    finished: Mapping[int, str],
+) -> dict[int, str]:
+    """The translations of all sentences, by number: those that are finished, and the others, to which each rank
+    contributes its part, which it adds to its journal batch by batch. Rank 0 shows how far it is with its own."""
     tokens = sets.sizes[:, 0]
+    own = [index for batch in sets.own_batches(max_tokens, finished) for index in batch]
+    texts: dict[int, str] = {}
     on_terminal = sys.stderr.isatty()
     with tqdm(
         desc="translate",
-        total=int(tokens.sum()),
-        initial=int(tokens[list(texts)].sum()),
+        total=int(tokens[[*finished, *own]].sum()),
+        initial=int(tokens[[*finished]].sum()),
         unit=" tokens",
         unit_scale=True,
         mininterval=0.2 if on_terminal else 15,
         dynamic_ncols=on_terminal,
+        disable=get_global_rank() > 0,
     ) as progress:
-        for batch in decode(task, model, sets, search, max_tokens, done=texts):
-            finished.add(list(batch.items()))
+        for batch in decode(task, model, sets, search, max_tokens, done=finished):
+            journal_of_rank.add(list(batch.items()))
             texts.update(batch)
-            progress.set_postfix_str(f"{len(texts):,} of {len(sets):,} sentences", refresh=False)
+            done = f"{len(finished) + len(texts):,} of {len(finished) + len(own):,} sentences"
+            progress.set_postfix_str(done, refresh=False)
             progress.update(int(tokens[list(batch)].sum()))
-    return [texts[index] for index in range(len(sets))]
+    return {index: text for part in (finished, *from_all(texts)) for index, text in part.items()}
 
 
 def load(
@@ -120,7 +161,8 @@ def load(
     """
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint {checkpoint}; give the path of a file that training wrote.")
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), overrides)
+    settle = functools.partial(spread_experts, chosen=overrides)
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), overrides, settle=settle)
     options = state["cfg"]["task"]
     if options._name != "multilingual_translation_moe":
         raise UserError(

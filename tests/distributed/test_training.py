@@ -137,10 +137,6 @@ def test_a_rank_without_memory_ends_all_with_a_sentence(corpus, tmp_path):  # no
         ),
         (("--moe-dispatch", "all_to_all", "--moe-ranks-per-node", "3"), "--moe-ranks-per-node 3 must divide"),
         (("--moe-dispatch", "all_to_all", "--ddp-backend", "slowmo"), "--ddp-backend slowmo does not go with experts"),
-        (
-            ("--moe-dispatch", "all_to_all", "--moe-regularizers", "[gating_dropout(mode=gate, local_groups=2)]"),
-            "local_groups simulates machines",
-        ),
     ],
 )
 def test_mistakes_are_one_sentence(corpus, tmp_path, flags, words):  # noqa: F811

@@ -35,7 +35,7 @@ class GatingDropout(RateRegularizer):
         mode: `gate` (Gate-Drop): a token goes to local experts. `gate_expert` (Gate-Expert-Drop): to none, and the
             layer leaves it to the residual connection.
         local_groups: how many machines are simulated on this device, for mode=gate: each has the same share of the
-            experts (in order) and of the sentences (in turn). Not where experts are spread over ranks.
+            experts (in order) and of the sentences (in turn). Where experts are spread over ranks, these are the machines.
         scope: whether each `layer` of a step decides for itself (NLLB's code) or the whole `step` together.
     """
 
@@ -58,10 +58,6 @@ class GatingDropout(RateRegularizer):
                 "mode=gate changes nothing where all experts are local: spread them over processes with --moe-dispatch "
                 "all_to_all, give local_groups=G to simulate G machines, or choose mode=gate_expert."
             )
-        if group is not None and group.size > 1 and local_groups > 1:
-            raise UserError(
-                "local_groups simulates machines, and here the experts are spread over real ones; leave it out."
-            )
         self.mode = mode
         self.group = group or ExpertGroup()
         self.local_groups = local_groups
@@ -71,7 +67,7 @@ class GatingDropout(RateRegularizer):
             return routing
         if self.mode == "gate_expert":
             return keep(routing, torch.zeros_like(routing.expert_A, dtype=torch.bool))._replace(local=True)
-        if self.local_groups > 1:
+        if self.group.size == 1:
             return keep_local(routing, self.simulated_group(routing, context), self.local_groups)
         own_N = torch.full((num_tokens(routing),), self.group.rank, device=routing.token_A.device)
         return keep_local(routing, own_N, self.group.size)._replace(local=True)
