@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from moe_nmt.distributed.gradients import average_gradients, global_norm
 from moe_nmt.moe import DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer, RoutingContext
 from moe_nmt.moe.routing import keep, with_weight
+from moe_nmt.training.expert_adam import ExpertAdam
 from tests.distributed.test_data_parallel import free_port
 from tests.parts import edges, make_routing
 
@@ -136,6 +137,46 @@ def where_some_need_no_gradient():
     return x_ND.grad
 
 
+def fit(spec, ranks):
+    """Losses and parameters of 20 steps of Adam on the tokens of these ranks, as one of them, or as one for all.
+
+    No token goes to experts 2 and 3, which are those of rank 1 of four; and rank 1 has no tokens.
+    """
+    alone = spec == "reference"
+    dispatcher, parts = (DISPATCHERS.build(spec), experts()) if alone else dispatched(spec)
+    torch.manual_seed(3)
+    moe = MoELayer(ROUTERS.build("top_k(k=2)", dim=DIM, num_experts=EXPERT_COUNT), parts, dispatcher)
+    readout = torch.nn.Linear(DIM, 1)
+    with torch.no_grad():
+        moe.router.gate.weight[2:4, 0] = -100.0
+    shared = [*moe.router.parameters(), *readout.parameters()]
+    optimizer = ExpertAdam([*parts.parameters(), *shared], lr=0.01)
+    losses, seen = [], torch.zeros(EXPERT_COUNT)
+    for step in range(20):
+        torch.manual_seed(step)
+        x_ND = torch.cat([torch.randn(count, DIM) for count in TOKENS])
+        x_ND[:, 0] = 1
+        target_N = x_ND.sum(1).sin()
+        own = torch.cat([torch.arange(sum(TOKENS[:rank]), sum(TOKENS[: rank + 1])) for rank in ranks])
+        y_ND, record = moe(x_ND[own])
+        loss = (readout(x_ND[own] + y_ND).squeeze(-1) - target_N[own]).square().sum() / sum(TOKENS)
+        seen += torch.bincount(record.routing.expert_A, minlength=EXPERT_COUNT)
+        optimizer.zero_grad()
+        loss.backward()
+        total = loss.detach()
+        if not alone:
+            average_gradients(parts.parameters(), dispatcher.group)
+            for parameter in shared:
+                distributed.all_reduce(parameter.grad.div_(WORLD))
+            distributed.all_reduce(total)
+            for parameter in (*parts.parameters(), *shared):
+                parameter.grad.mul_(WORLD)
+        optimizer.step()
+        losses.append(total.item())
+    first = 0 if alone else dispatcher.group.rank * parts.num_experts
+    return losses, seen, first, [p.detach() for p in parts.parameters()], [p.detach() for p in shared]
+
+
 def norms():
     """The norm of all gradients, where those of experts are 2 and the others have norm 3, without and with replicas."""
     values = []
@@ -162,6 +203,7 @@ def on_rank(rank, port, folder):
         "recomputed": recomputed_gradients(),
         "partial": where_some_need_no_gradient(),
         "norms": norms(),
+        "fitted": {spec: fit(spec, [rank]) for spec in SPECS},
     }
     torch.save(results, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -244,6 +286,18 @@ def test_bilevel_routing_sends_across_nodes_only_what_it_says(results):
                 total += sent.across
             counts = WORLD * 8 * (EXPERT_COUNT // 2)
             assert foreign > 0 and total == 4 * 4 * DIM * foreign + counts
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_twenty_steps_are_those_of_one_rank_with_idle_experts_and_an_empty_rank(results, spec):
+    losses, seen, _, stacked, shared = fit("reference", range(WORLD))
+    assert seen[2] == seen[3] == 0 and min(seen[e] for e in (0, 1, 4, 5, 6, 7)) > 0
+    assert losses[-1] < 0.7 * losses[0]
+    for result in results:
+        found, _, first, parts, others = result["fitted"][spec]
+        assert found == pytest.approx(losses, rel=0, abs=1e-5)
+        own = [parameter[first : first + len(part)] for parameter, part in zip(stacked, parts, strict=True)]
+        torch.testing.assert_close((parts, others), (own, shared), rtol=0, atol=1e-4)
 
 
 def test_recomputation_changes_no_gradient(results):

@@ -35,7 +35,7 @@ class GatingDropout(RateRegularizer):
         mode: `gate` (Gate-Drop): a token goes to local experts. `gate_expert` (Gate-Expert-Drop): to none, and the
             layer leaves it to the residual connection.
         local_groups: how many machines are simulated on this device, for mode=gate: each has the same share of the
-            experts (in order) and of the sentences (in turn). Where experts are spread over ranks, these are the machines.
+            experts (in order) and of the sentences (in turn). Experts that are spread over ranks need none.
         scope: whether each `layer` of a step decides for itself (NLLB's code) or the whole `step` together.
     """
 
