@@ -16,10 +16,11 @@ class Bytes(NamedTuple):
 
 
 class Traffic:
-    """The bytes that a rank has sent, counted by whoever sends them."""
+    """The bytes that a rank has `sent`, counted by whoever sends them."""
 
     def __init__(self) -> None:
         self.sent = Bytes()
+        self._taken: dict[str, Bytes] = {}
 
     def add(self, level: Level, bytes_to: Sequence[int]) -> None:
         """Count what was sent: so many bytes to each rank of a level."""
@@ -31,7 +32,8 @@ class Traffic:
                 within += count
         self.sent = Bytes(within, across)
 
-    def take(self) -> Bytes:
-        """What was sent since the last call."""
-        sent, self.sent = self.sent, Bytes()
-        return sent
+    def take(self, reader: str = "") -> Bytes:
+        """What was sent since the last call by this reader."""
+        within, across = self._taken.get(reader, Bytes())
+        self._taken[reader] = self.sent
+        return Bytes(self.sent.within - within, self.sent.across - across)

@@ -156,7 +156,7 @@ class MoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         log: dict[str, float] = {}
         for layer, dispatcher in dispatchers.items():
             if dispatcher.group is not None and dispatcher.group.size > 1:
-                for where, sent in dispatcher.traffic.take()._asdict().items():
+                for where, sent in dispatcher.traffic.take("log")._asdict().items():
                     name = f"moe_bytes_{where}"
                     log[name] = log.get(name, 0.0) + sent / batches
                     if self.log_per_layer:
