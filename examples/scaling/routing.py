@@ -1,6 +1,6 @@
 """Trainings on two processes, each its own node, that send less: do they reach the loss of plain routing?
 
-    python examples/scaling/routing.py FOLDER [--seeds 3] [--updates 600]
+    python examples/scaling/routing.py FOLDER [--seeds 3] [--updates 400]
 
 Makes the embedded corpus of five languages in FOLDER, trains plain top-1 routing, gating dropout and bi-level routing
 with several seeds, prints the validation loss (bits per token, mean and standard deviation over seeds) and the bytes
@@ -64,7 +64,7 @@ def train(data: list[str], flags: tuple[str, ...], folder: Path, updates: int, s
             *("torchrun", "--nproc-per-node", 2, "-m", "moe_nmt", "train", *data, "--arch", "transformer_moe_tiny"),
             *("--moe-experts", "ffn(count=8)", "--moe-dispatch", "all_to_all", "--moe-ranks-per-node", 1, *flags),
             *("--criterion", "moe_label_smoothed_cross_entropy", "--label-smoothing", 0.1, "--optimizer", "moe_adam"),
-            *("--lr", 0.003, "--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-tokens", 1500),
+            *("--lr", 0.003, "--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-tokens", 1000),
             *("--sampling-method", "temperature", "--sampling-temperature", 2, "--seed", seed, "--cpu"),
             *("--max-update", updates, "--no-save", "--num-workers", 0, "--log-format", "json", "--log-interval", 50),
             *("--log-file", log),
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=600)
+    parser.add_argument("--updates", type=int, default=400)
     arguments = parser.parse_args()
     data = prepare(arguments.folder)
     print("| routing | validation loss | bytes across nodes | of plain routing's |")
