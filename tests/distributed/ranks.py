@@ -32,7 +32,7 @@ def start(ranks: int, command: Sequence[str | Path]) -> list[subprocess.Popen]:
 def finish(processes: list[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
     """Wait for all; those that would wait for ever are killed, and the test fails."""
     try:
-        outputs = [process.communicate(timeout=120) for process in processes]
+        outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

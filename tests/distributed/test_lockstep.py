@@ -21,7 +21,7 @@ def work(rank, seed):
 
 
 def on_rank(rank, port, folder):
-    meeting = {"init_method": f"tcp://127.0.0.1:{port}", "timeout": timedelta(seconds=60)}
+    meeting = {"init_method": f"tcp://127.0.0.1:{port}", "timeout": timedelta(seconds=300)}
     distributed.init_process_group("gloo", **meeting, rank=rank, world_size=RANKS)
     seen = []
 

@@ -82,7 +82,7 @@ def on_ranks(spec, records, weights, factor=1.0):
 
 def on_rank(rank, port, folder):
     distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     results = {}
     for name, spec in SPECS.items():

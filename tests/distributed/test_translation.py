@@ -179,7 +179,7 @@ def test_the_dispatcher_of_a_checkpoint(monkeypatch):
 def on_rank(rank, port, corpus, checkpoint, folder):  # noqa: F811
     """Decode, with the work of one rank dealt to the other, and note what the layers did."""
     torch.set_num_threads(1)
-    meeting = {"init_method": f"tcp://127.0.0.1:{port}", "timeout": timedelta(seconds=60)}
+    meeting = {"init_method": f"tcp://127.0.0.1:{port}", "timeout": timedelta(seconds=300)}
     distributed.init_process_group("gloo", **meeting, rank=rank, world_size=2)
     task, model = load(checkpoint, {"data": str(corpus.data)})
     model.make_generation_fast_()
