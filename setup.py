@@ -49,7 +49,7 @@ setup(
         "sacrebleu>=2.6,<3",
         "tensorboardX>=2.6,<3",
         "tensorboard>=2.21,<3",
-        "Babel>=2.18,<3",
+        "Babel>=2.18,<2.19",
         "matplotlib>=3.11,<4",
         "numpy>=2.4,<3",
         "polars>=2.1,<3",

@@ -59,7 +59,7 @@ def test_the_core_works_from_the_wheel_without_fairseq(unpacked):
     code = """import sys
 from moe_nmt.moe import ROUTERS, kernels
 print(*ROUTERS.entries(), kernels.LOADED, "fairseq" in sys.modules)"""
-    assert python(unpacked, "-c", code).stdout.split() == ["top_k", "True", "False"]
+    assert python(unpacked, "-c", code).stdout.split() == ["bilevel", "top_k", "True", "False"]
 
 
 @pytest.mark.parametrize("content", [None, b"rubbish"])
