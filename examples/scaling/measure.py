@@ -28,6 +28,7 @@ from torch import distributed, multiprocessing, nn
 from examples.scaling.shapes import PRECISIONS
 from examples.scaling.validation import MODEL
 from moe_nmt.data.text import write_text
+from moe_nmt.distributed.groups import end_process
 from moe_nmt.memory import keep_freed_memory
 from moe_nmt.moe import DISPATCHERS, EXPERTS, ROUTERS, MoELayer
 from moe_nmt.moe.linear import Linear
@@ -110,7 +111,7 @@ def time_on_rank(rank: int, ranks: int, alone: bool, port: int, path: str) -> No
     if rank == 0:
         together = {name: statistics.median(each[name] for each in everyone) for name in medians}
         Path(path).write_text(json.dumps(together), encoding="utf-8")
-    distributed.destroy_process_group()
+    end_process()
 
 
 def timed(ranks: int, alone: bool) -> dict[str, float]:

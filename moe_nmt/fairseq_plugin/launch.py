@@ -17,6 +17,7 @@ from fairseq.distributed import utils as distributed_utils
 from torch import distributed, multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from moe_nmt.distributed.groups import end_process
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.compat import sentence
 
@@ -124,7 +125,7 @@ def run_rank(index: int, main: Callable[..., Any], cfg: Any, kwargs: dict[str, A
     try:
         distributed_utils.distributed_main(index, main, cfg, kwargs)
         if distributed.is_initialized():
-            distributed.destroy_process_group()
+            end_process()
     except Exception as error:
         _end(_as_loss(error, cfg), words)
 

@@ -11,6 +11,7 @@ from torch import distributed, multiprocessing
 from torch.utils.checkpoint import checkpoint
 
 from moe_nmt.distributed.gradients import average_gradients, global_norm
+from moe_nmt.distributed.groups import end_process
 from moe_nmt.moe import DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer, RoutingContext
 from moe_nmt.moe.routing import keep, with_weight
 from moe_nmt.training.expert_adam import ExpertAdam
@@ -206,7 +207,7 @@ def on_rank(rank, port, folder):
         "fitted": {spec: fit(spec, [rank]) for spec in SPECS},
     }
     torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    end_process()
 
 
 @pytest.fixture(scope="module")

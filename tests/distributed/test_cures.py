@@ -3,6 +3,7 @@
 import torch
 from torch import distributed, multiprocessing
 
+from moe_nmt.distributed.groups import end_process
 from moe_nmt.moe import LOSSES, REGULARIZERS, BranchGate, MoERecord, RoutingContext
 from tests.distributed.test_data_parallel import free_port
 from tests.parts import make_routing
@@ -41,7 +42,7 @@ def on_rank(rank, port, folder):
         alone = budget_loss(weight, SHARES[rank])
     result = {"loss": loss.item(), "alone": alone.item(), "grad": weight.grad / sum(SENTENCES)}
     torch.save(result | {"drops": list(drops(1000))}, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    end_process()
 
 
 def test_two_ranks_have_the_budget_loss_of_all_tokens_and_draw_alike(tmp_path):

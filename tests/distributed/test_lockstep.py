@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from moe_nmt.distributed.groups import end_process
 from moe_nmt.distributed.lockstep import LockStep
 from tests.distributed.test_data_parallel import free_port
 
@@ -38,7 +39,7 @@ def on_rank(rank, port, folder):
         lock_step.finish()
         seen.append("end")
     torch.save(seen, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    end_process()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from moe_nmt.distributed.groups import end_process
 from moe_nmt.moe import LOSSES, BranchGate, MoERecord, RoutingContext
 from moe_nmt.moe.losses import without_tokens
 from tests.distributed.test_data_parallel import free_port
@@ -102,7 +103,7 @@ def on_rank(rank, port, folder):
         with torch.no_grad():
             results[name, "evaluation"] = LOSSES.build(spec_of_all)(make_records(make_weights(), share)).item()
     torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    end_process()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def step_on_rank(rank, port, folder):
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     torch.save(train_step(LOSSES_OF_MODEL, ignored=rank == 1), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    end_process()
 
 
 def test_a_batch_that_fairseq_fills_up_with_changes_no_gradient(tmp_path):

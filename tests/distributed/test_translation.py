@@ -13,6 +13,7 @@ import torch
 from fairseq.dataclass.configs import GenerationConfig
 from torch import distributed, multiprocessing
 
+from moe_nmt.distributed.groups import end_process
 from moe_nmt.evaluation.resuming import journal
 from moe_nmt.fairseq_plugin import spreading
 from moe_nmt.fairseq_plugin.decoding import decode, load_test_sets
@@ -195,7 +196,7 @@ def on_rank(rank, port, corpus, checkpoint, folder):  # noqa: F811
     shapes = {len(layer.experts.weight1_EDF) for layer in layers.values()}
     sent = sum(sum(layer.dispatcher.traffic.sent) for layer in layers.values())
     torch.save({"texts": texts, "rows": rows, "shapes": shapes, "sent": sent}, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    end_process()
 
 
 def test_a_rank_without_work_serves_the_same_layers_with_no_tokens(corpus, trained, tmp_path):  # noqa: F811

@@ -26,6 +26,7 @@ from examples.scaling.scaling import (
 from examples.scaling.shapes import Link, Machine, Model, Plan
 from examples.scaling.validation import plan_of
 from examples.scaling.worked_example import DEVICES, EXAMPLE, FOLDER, NLLB, machines, on_devices
+from moe_nmt.distributed.groups import end_process
 from moe_nmt.errors import UserError
 from moe_nmt.moe import DISPATCHERS, EXPERTS, MoELayer
 from moe_nmt.moe.routers import Router
@@ -228,7 +229,7 @@ def count_on_rank(rank, port, path):
         sent = [layer.dispatcher.traffic.take() for layer in layers]
         found[name] = [sum(each.within for each in sent), sum(each.across for each in sent)]
     Path(f"{path}/{rank}.json").write_text(json.dumps(found))
-    distributed.destroy_process_group()
+    end_process()
 
 
 def test_bytes_predicted_are_the_bytes_counted(tmp_path):
