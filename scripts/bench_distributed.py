@@ -16,6 +16,7 @@ built.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import socket
@@ -165,11 +166,15 @@ def work(report: str, *arguments: str) -> None:
         return done
 
     fairseq.trainer.Trainer.train_step, fairseq.trainer.Trainer.__init__ = noted_step, noted_build
+
+    def write_report() -> None:
+        found["peak"] = resident("VmHWM") - found["before"]
+        del found["layers"], found["end"], found["before"]
+        Path(report).write_text(json.dumps(found), encoding="utf-8")
+
     sys.argv = ["fairseq-train", *arguments]
+    atexit.register(write_report)  # a rank ends in fairseq's own command
     cli_main()
-    found["peak"] = resident("VmHWM") - found["before"]
-    del found["layers"], found["end"], found["before"]
-    Path(report).write_text(json.dumps(found), encoding="utf-8")
 
 
 def free_port() -> int:

@@ -111,7 +111,8 @@ def free_port() -> int:
 
 
 def run_rank(index: int, main: Callable[..., Any], cfg: Any, kwargs: dict[str, Any], words: Any = None) -> None:
-    """Be one rank. Where it fails the process ends here, without the cleaning up that would wait for the others.
+    """Be one rank. The process ends here: if it fails without the cleaning up that would wait for the others, and else
+    by `end_process`.
 
     Args:
         index: the device, and for a spawned process also its place among them.
