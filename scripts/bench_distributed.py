@@ -19,7 +19,6 @@ import argparse
 import atexit
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from moe_nmt.distributed.processes import free_port  # noqa: E402
 from moe_nmt.errors import UserError  # noqa: E402
 from scripts.benchmarking import (  # noqa: E402
     Progress,
@@ -175,13 +175,6 @@ def work(report: str, *arguments: str) -> None:
     sys.argv = ["fairseq-train", *arguments]
     atexit.register(write_report)  # a rank ends in fairseq's own command
     cli_main()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def start(case: Case, arguments: list[str], folder: Path) -> list[subprocess.Popen[str]]:

@@ -28,7 +28,7 @@ from torch import distributed, multiprocessing, nn
 from examples.scaling.shapes import PRECISIONS
 from examples.scaling.validation import MODEL
 from moe_nmt.data.text import write_text
-from moe_nmt.distributed.groups import end_process
+from moe_nmt.distributed.processes import end_process
 from moe_nmt.memory import keep_freed_memory
 from moe_nmt.moe import DISPATCHERS, EXPERTS, ROUTERS, MoELayer
 from moe_nmt.moe.linear import Linear

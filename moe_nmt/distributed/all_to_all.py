@@ -52,20 +52,16 @@ class AllToAll:
         received: Tensor = _Wait.apply(buffer_AD, self)  # type: ignore[no-untyped-call]
         return received
 
-    def __call__(self, x_AD: Tensor) -> Tensor:
-        """Start and wait."""
-        return self.wait(self.start(x_AD))
-
     def back(self) -> AllToAll:
         """The exchange that returns every row to where it came from."""
         return AllToAll(self.level, self.receive, self.send, self.traffic)
 
     def launch(self, x_AD: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        buffer_AD = x_AD.new_empty(sum(receive), *x_AD.shape[1:])
+        buffer_AD = x_AD.new_empty(sum(receive), x_AD.shape[1])
         self._pending = distributed.all_to_all_single(
             buffer_AD, x_AD.contiguous(), receive, send, group=self.level.process_group, async_op=True
         )
-        row = x_AD.element_size() * x_AD[0:1].numel() if len(x_AD) else 0
+        row = x_AD.element_size() * x_AD.shape[1]
         self.traffic.add(self.level, [count * row for count in send])
         return buffer_AD
 

@@ -5,15 +5,13 @@ Shape letters: G ranks of an expert group.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import distributed
@@ -24,19 +22,6 @@ from moe_nmt.errors import UserError
 def world_size() -> int:
     """The number of ranks, 1 where torch.distributed is not in use."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def end_process() -> NoReturn:
-    """Leave the process group and end this process, whose work is done, with status 0.
-
-    What is to be done at the exit is done (`atexit`), but the interpreter is not taken down piece by piece: threads of
-    the process group may outlive what they need, and abort the process at its very end.
-    """
-    distributed.destroy_process_group()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 @dataclass(frozen=True)
@@ -100,7 +85,8 @@ def expert_group(
     if per_node < 1 or (ranks % per_node and per_node % ranks) or world % per_node:
         raise UserError(
             f"--moe-ranks-per-node {per_node} must divide the number of processes, {world}, and divide, or be a "
-            f"multiple of, the number of those that share the experts, {ranks}."
+            f"multiple of, the number of those that share the experts, {ranks}; give another, or another ranks= in "
+            "--moe-dispatch."
         )
     return _make_group(distributed.group.WORLD if world > 1 else None, ranks, per_node, by_node and per_node < ranks)
 

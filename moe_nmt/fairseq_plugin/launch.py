@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from fairseq.distributed import utils as distributed_utils
 from torch import distributed, multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from moe_nmt.distributed.groups import end_process
+from moe_nmt.distributed.processes import end_process, free_port
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.compat import sentence
 
@@ -101,13 +100,6 @@ def settle(cfg: Any) -> None:
                 f"--distributed-world-size {training.distributed_world_size} cannot be launched here ({error}); "
                 "lower it, give --cpu, or start one process for each GPU of all nodes with torchrun."
             ) from None
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return int(listener.getsockname()[1])
 
 
 def run_rank(index: int, main: Callable[..., Any], cfg: Any, kwargs: dict[str, Any], words: Any = None) -> None:
@@ -214,9 +206,7 @@ def _end(error: Exception, words: Any) -> NoReturn:
         print(text, file=sys.stderr)
     elif not isinstance(error, LostRank):
         words.put((text, status))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    end_process(status)
 
 
 def install() -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed.utils import get_global_rank
 from torch import distributed
 
 from moe_nmt.distributed.groups import world_size
+from moe_nmt.distributed.processes import end_process
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin import launch
 
@@ -37,21 +37,14 @@ def on_ranks(function: Callable[[], object], cpu: bool) -> None:
         try:
             function()
             leave()
-            _end(0)
+            end_process()
         except Exception as error:
             explained = _explained(error)
             if not _is_first_to_fail(store, explained):
-                _end(2)
+                end_process(2)
             raise explained from None
 
     launch.run_rank(cfg.distributed_training.device_id, main, cfg, {})
-
-
-def _end(status: int) -> NoReturn:
-    """End the process without Python's own end, in which a thread of the process group may abort it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def leave() -> bool:

@@ -55,6 +55,11 @@ class MoETrainer(Trainer):
         if self._apart:
             check_compatible(cfg, self.group)
         if self.group.size > 1:
+            if not any(p.requires_grad and not is_local(p) for p in model.parameters()):
+                raise UserError(
+                    "--freezing leaves nothing to train but experts, which are spread over processes (--moe-dispatch), "
+                    "and fairseq takes the norm of gradients from what all have; train the routers too."
+                )
             with open_dict(cfg):
                 cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
             model._ddp_params_and_buffers_to_ignore = self._expert_names()

@@ -11,11 +11,10 @@ from torch import distributed, multiprocessing
 from torch.utils.checkpoint import checkpoint
 
 from moe_nmt.distributed.gradients import average_gradients, global_norm
-from moe_nmt.distributed.groups import end_process
+from moe_nmt.distributed.processes import end_process, free_port
 from moe_nmt.moe import DISPATCHERS, EXPERTS, REGULARIZERS, ROUTERS, MoELayer, RoutingContext
 from moe_nmt.moe.routing import keep, with_weight
 from moe_nmt.training.expert_adam import ExpertAdam
-from tests.distributed.test_data_parallel import free_port
 from tests.parts import edges, make_routing
 
 WORLD, PER_NODE, EXPERT_COUNT, DIM, FFN_DIM = 4, 2, 8, 6, 10

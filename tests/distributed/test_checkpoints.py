@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from moe_nmt.distributed.groups import ExpertGroup
+from moe_nmt.distributed.processes import free_port
 from moe_nmt.distributed.shards import INDEX, ShardedExperts, write_folder
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin.checkpoints import CheckpointFile, consolidate, load
 from moe_nmt.fairseq_plugin.inspection import describe
 from moe_nmt.fairseq_plugin.sharded import OPTIMIZER, put_back, tidy
-from tests.distributed.test_data_parallel import free_port
 from tests.fairseq import conftest
 from tests.fairseq.test_curriculum import WARM, fairseq_train, write
 from tests.fairseq.test_resume import assert_equal

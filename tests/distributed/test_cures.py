@@ -3,9 +3,8 @@
 import torch
 from torch import distributed, multiprocessing
 
-from moe_nmt.distributed.groups import end_process
+from moe_nmt.distributed.processes import end_process, free_port
 from moe_nmt.moe import LOSSES, REGULARIZERS, BranchGate, MoERecord, RoutingContext
-from tests.distributed.test_data_parallel import free_port
 from tests.parts import make_routing
 
 VALUES = torch.linspace(-2, 3, 24)

@@ -1,19 +1,13 @@
 """Data parallelism through fairseq's own launcher flags, with gloo on CPUs."""
 
 import os
-import socket
 import subprocess
 
 import pytest
 import torch
 
+from moe_nmt.distributed.processes import free_port
 from tests.fairseq.conftest import BIN, ROOT, corpus  # noqa: F401
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def train_on_two_ranks(corpus, save_dir, updates: int, *more: str) -> list[str]:  # noqa: F811

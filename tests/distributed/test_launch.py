@@ -12,9 +12,9 @@ import torch
 from fairseq.dataclass.configs import DistributedTrainingConfig
 from omegaconf import OmegaConf
 
+from moe_nmt.distributed.processes import free_port
 from moe_nmt.errors import UserError
 from moe_nmt.fairseq_plugin import launch
-from tests.distributed.test_data_parallel import free_port
 from tests.fairseq.conftest import BIN, ROOT, corpus, must_run, run  # noqa: F401
 
 TORCHRUN = ("torchrun", "--nproc-per-node", "2", "--master-port")

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from moe_nmt.distributed.groups import end_process
 from moe_nmt.distributed.lockstep import LockStep
-from tests.distributed.test_data_parallel import free_port
+from moe_nmt.distributed.processes import end_process, free_port
 
 RANKS, STAGES = 3, 4
 

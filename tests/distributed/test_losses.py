@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from moe_nmt.distributed.groups import end_process
+from moe_nmt.distributed.processes import end_process, free_port
 from moe_nmt.moe import LOSSES, BranchGate, MoERecord, RoutingContext
 from moe_nmt.moe.losses import without_tokens
-from tests.distributed.test_data_parallel import free_port
 from tests.parts import make_routing
 
 LAYERWISE = {

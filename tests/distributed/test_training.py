@@ -136,6 +136,7 @@ def test_a_rank_without_memory_ends_all_with_a_sentence(corpus, tmp_path):  # no
             "ranks=3 must divide the number of experts, 4, and of processes, 2",
         ),
         (("--moe-dispatch", "all_to_all", "--moe-ranks-per-node", "3"), "--moe-ranks-per-node 3 must divide"),
+        (("--moe-dispatch", "all_to_all", "--freezing", "train_only(parts=[experts])"), "train the routers too"),
         (("--moe-dispatch", "all_to_all", "--ddp-backend", "slowmo"), "--ddp-backend slowmo does not go with experts"),
     ],
 )

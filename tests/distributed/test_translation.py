@@ -13,7 +13,7 @@ import torch
 from fairseq.dataclass.configs import GenerationConfig
 from torch import distributed, multiprocessing
 
-from moe_nmt.distributed.groups import end_process
+from moe_nmt.distributed.processes import end_process, free_port
 from moe_nmt.evaluation.resuming import journal
 from moe_nmt.fairseq_plugin import spreading
 from moe_nmt.fairseq_plugin.decoding import decode, load_test_sets
@@ -21,7 +21,6 @@ from moe_nmt.fairseq_plugin.spreading import in_lock_step, spread_experts
 from moe_nmt.fairseq_plugin.translation import journals, load
 from moe_nmt.moe import MoELayer
 from tests.distributed.ranks import finish, must_run_on_ranks, run_on_ranks, start
-from tests.distributed.test_data_parallel import free_port
 from tests.fairseq.conftest import BIN, corpus, must_run, trained  # noqa: F401
 
 MOE_NMT = BIN / "moe-nmt"

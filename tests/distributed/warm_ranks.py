@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.distributed.test_data_parallel import free_port
+from moe_nmt.distributed.processes import free_port
 from tests.fairseq.conftest import BIN
 
 WARM = multiprocessing.get_context("forkserver")

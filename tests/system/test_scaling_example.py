@@ -26,7 +26,7 @@ from examples.scaling.scaling import (
 from examples.scaling.shapes import Link, Machine, Model, Plan
 from examples.scaling.validation import plan_of
 from examples.scaling.worked_example import DEVICES, EXAMPLE, FOLDER, NLLB, machines, on_devices
-from moe_nmt.distributed.groups import end_process
+from moe_nmt.distributed.processes import end_process
 from moe_nmt.errors import UserError
 from moe_nmt.moe import DISPATCHERS, EXPERTS, MoELayer
 from moe_nmt.moe.routers import Router

@@ -32,7 +32,7 @@ class AllToAllDispatcher(Dispatcher):
 
     Args:
         num_experts: E, of all ranks together.
-        ranks_per_node: how many adjacent ranks are one node; None: all.
+        ranks_per_node: see `expert_group`.
         ranks: how many adjacent ranks share the experts; None: as many as can. More ranks make replicas of the group.
         chunks: cut the tokens into C parts, so that one travels while another is computed.
         by_node: rows go to the node of the expert first, by an exchange between the ranks of the same place in each
